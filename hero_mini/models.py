@@ -1,0 +1,214 @@
+"""The policy: a causal language model with its tokenizer, speaking ChatML.
+
+    policy = load_policy()                                       # the embedded SmolLM2-135M with its warm-up
+    policy = load_policy("Qwen/Qwen3-4B-Instruct-2507")          # any ChatML model of the hub, or a local folder
+
+Text from outside (users, tools, the model itself) becomes ids through `encode` alone, which never yields a control
+token: nothing that is *said* in a conversation can forge a turn of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hero_mini.attention import register
+from hero_mini.embedded import NAME, embedded_model
+from hero_mini.runtime import HeroError, nearest
+
+START, END = "<|im_start|>", "<|im_end|>"
+WARMUP = Path(__file__).parent / "adapters" / "warmup"  # the adapter shipped for the default model
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class Policy:
+    """A model that acts, and the one place where text becomes token ids."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    def __post_init__(self) -> None:
+        missing = [token for token in (START, END) if token not in self.tokenizer.get_added_vocab()]
+        if missing:
+            raise HeroError(f"{self.name} has no {' or '.join(missing)} token: choose a ChatML model (SmolLM2, Qwen, …).")
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @cached_property
+    def eos_id(self) -> int:
+        """The end-of-turn token, which the policy samples itself."""
+        return self.tokenizer.convert_tokens_to_ids(END)
+
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """All control tokens but the end of turn; a rollout never samples one."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return sorted({i for i, token in added if token.special} - {self.eos_id})
+
+    @cached_property
+    def newline(self) -> list[int]:
+        """Follows an action's end of turn when the conversation goes on."""
+        return self.encode("\n")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; a control token spelt out in it becomes ordinary pieces."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def header(self, role: str = "assistant") -> list[int]:
+        """Ids of `<|im_start|>{role}\\n`, after which the role speaks."""
+        return [self.tokenizer.convert_tokens_to_ids(START), *self.encode(f"{role}\n")]
+
+    def message(self, role: str, text: str) -> list[int]:
+        """Ids of `<|im_start|>{role}\\n{text}<|im_end|>\\n`."""
+        start = self.tokenizer.convert_tokens_to_ids(START)
+        return [start, *self.encode(f"{role}\n{text}"), self.eos_id, *self.newline]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an action: what stands before its end of turn."""
+        ids = list(ids)
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def load_policy(
+    model: str | Path = "default",
+    *,
+    adapter: str | Path | None = "default",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> Policy:
+    """A policy ready to act: weights loaded, adapter merged, in eval mode.
+
+    model: "default" (the embedded SmolLM2-135M-Instruct), a hub id, or a folder
+    adapter: "default" (the shipped warm-up, for the default model; nothing for others), a peft folder or hub id, None
+    device: "auto" (CUDA, else MPS, else CPU) or torch's name for one;  dtype: "auto", "bfloat16", "float32", "float16"
+    raises HeroError: in one sentence, what is wrong and the remedy
+    """
+    target, kind = _device(device), _dtype(dtype, _device(device))
+    is_default = str(model) == "default"
+    adapters = []  # in the order in which they are merged
+    if adapter is not None and (is_default or str(adapter) != "default"):
+        adapters = [_adapter(WARMUP if str(adapter) == "default" else adapter)]
+        if is_default and adapters[0][1].base_model_name_or_path == f"{NAME}+{WARMUP.name}":
+            adapters.insert(0, _adapter(WARMUP))  # it was trained on the warmed-up model
+
+    name = NAME if is_default else str(model)
+    # a merge is done in float32 and rounded once
+    network, tokenizer = _load(embedded_model() if is_default else model, torch.float32 if adapters else kind)
+    for where, config in adapters:
+        network, name = _merge(network, name, where, config)
+    for parameter in network.parameters():  # not Module.to: the rotary frequencies stay float32
+        parameter.data = parameter.data.to(kind)
+    network.config.dtype = kind
+    network.name_or_path = name  # peft writes it into adapters trained on this policy
+    return Policy(network.to(target).eval(), tokenizer, name)
+
+
+def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
+    logging.disable_progress_bar()
+    folder = Path(source).expanduser()
+    local = folder.exists() or isinstance(source, Path) or str(source).startswith((".", "~", "/")) or "\\" in str(source)
+    if local and not (folder / "config.json").is_file():
+        state = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise HeroError(f"{folder} is not a model: the folder {state}; give one written by save_pretrained, or a hub id.")
+    place = str(folder) if local else str(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        network, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, attn_implementation=register(), output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors, tokenizers and the hub each have their own kinds
+        reason = _first_line(error)
+        if local:
+            raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
+        raise HeroError(
+            f"{place!r} is no folder here and could not be loaded from the hub ({reason}){nearest(place, ['default'])}: "
+            "check the spelling and the network, or use the embedded model 'default'."
+        ) from error
+    if report["missing_keys"]:  # transformers would go on with random numbers there
+        some = ", ".join(sorted(report["missing_keys"])[:2])
+        raise HeroError(f"The weights of {place} are incomplete ({some}, … missing): copy or download the model again.")
+    return network, tokenizer
+
+
+def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
+    """Where an adapter lies and its configuration."""
+    folder = Path(source).expanduser()
+    if folder == WARMUP and not folder.is_dir():
+        raise HeroError("The warm-up adapter is not here: run `python -m hero_mini warmup`, or pass adapter=None.")
+    try:
+        return str(folder if folder.exists() else source), PeftConfig.from_pretrained(str(source))
+    except Exception as error:
+        raise HeroError(
+            f"No adapter at {source} ({_first_line(error)}): give a folder that holds adapter_config.json, a hub id, "
+            "or None."
+        ) from error
+
+
+def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) -> tuple[PreTrainedModel, str]:
+    """The network with the adapter's change added to its weights, and the name of the result."""
+    base = config.base_model_name_or_path or "an unnamed model"
+    other = f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None"
+    if Path(base).name != Path(name).name:
+        raise HeroError(f"{other}; if the two are the same, correct base_model_name_or_path in its adapter_config.json.")
+    try:
+        peft_model = PeftModel(network, config)
+        report = set_peft_model_state_dict(peft_model, load_peft_weights(where, device="cpu"))
+    except Exception as error:
+        raise HeroError(f"{other} ({_first_line(error)}).") from error
+    unfilled = [key for key in report.missing_keys if config.peft_type.value.lower() in key]
+    if report.unexpected_keys or unfilled:
+        raise HeroError(f"{other} ({len(unfilled)} of its weights are missing, {len(report.unexpected_keys)} too many).")
+    return peft_model.merge_and_unload(), f"{name}+{Path(where).name}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    wanted = str(device)
+    if wanted == "auto":
+        wanted = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
+    kind = wanted.split(":")[0]
+    if kind not in here:
+        raise HeroError(f"Unknown device {wanted!r}{nearest(kind, [*here, 'auto'])}: choose auto, cpu, cuda or mps.")
+    if not here[kind]:
+        raise HeroError(f"The device {wanted!r} is not available on this machine: choose device='auto' or 'cpu'.")
+    try:
+        torch.empty(0, device=wanted)  # cuda:7, cpu:x
+    except RuntimeError as error:
+        raise HeroError(f"The device {wanted!r} cannot be used ({_first_line(error)}): try device='auto'.") from error
+    return torch.device(wanted)
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """bf16 where the processor multiplies it natively, else float32."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        cpu: dict[str, Any] = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = device.type == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in DTYPES:
+        raise HeroError(f"Unknown dtype {dtype!r}{nearest(dtype, [*DTYPES, 'auto'])}: choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")
