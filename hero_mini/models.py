@@ -9,6 +9,7 @@ token: nothing that is *said* in a conversation can forge a turn of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from hero_mini.runtime import HeroError, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
 WARMUP = Path(__file__).parent / "adapters" / "warmup"  # the adapter shipped for the default model
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -40,7 +42,8 @@ class Policy:
     def __post_init__(self) -> None:
         missing = [token for token in (START, END) if token not in self.tokenizer.get_added_vocab()]
         if missing:
-            raise HeroError(f"{self.name} has no {' or '.join(missing)} token: choose a ChatML model (SmolLM2, Qwen, …).")
+            tokens = " or ".join(missing)
+            raise HeroError(f"{self.name} has no {tokens} token: choose a ChatML model, such as SmolLM2 or Qwen.")
 
     @property
     def device(self) -> torch.device:
@@ -125,10 +128,10 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
     logging.disable_progress_bar()
     folder = Path(source).expanduser()
-    local = folder.exists() or isinstance(source, Path) or str(source).startswith((".", "~", "/")) or "\\" in str(source)
+    local = isinstance(source, Path) or folder.exists() or not HUB_ID.fullmatch(source)
     if local and not (folder / "config.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
-        raise HeroError(f"{folder} is not a model: the folder {state}; give one written by save_pretrained, or a hub id.")
+        raise HeroError(f"{folder} is not a model, it {state}: give a folder written by save_pretrained, or a hub id.")
     place = str(folder) if local else str(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -140,7 +143,7 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
         if local:
             raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
         raise HeroError(
-            f"{place!r} is no folder here and could not be loaded from the hub ({reason}){nearest(place, ['default'])}: "
+            f"{place!r}{nearest(place, ['default'])} is no folder here and could not be loaded from the hub ({reason}): "
             "check the spelling and the network, or use the embedded model 'default'."
         ) from error
     if report["missing_keys"]:  # transformers would go on with random numbers there
@@ -154,8 +157,9 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
     folder = Path(source).expanduser()
     if folder == WARMUP and not folder.is_dir():
         raise HeroError("The warm-up adapter is not here: run `python -m hero_mini warmup`, or pass adapter=None.")
+    place = str(folder if folder.exists() else source)
     try:
-        return str(folder if folder.exists() else source), PeftConfig.from_pretrained(str(source))
+        return place, PeftConfig.from_pretrained(place)
     except Exception as error:
         raise HeroError(
             f"No adapter at {source} ({_first_line(error)}): give a folder that holds adapter_config.json, a hub id, "
@@ -168,7 +172,7 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
     base = config.base_model_name_or_path or "an unnamed model"
     other = f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None"
     if Path(base).name != Path(name).name:
-        raise HeroError(f"{other}; if the two are the same, correct base_model_name_or_path in its adapter_config.json.")
+        raise HeroError(f"{other}; if both are the same, correct base_model_name_or_path in adapter_config.json there.")
     try:
         peft_model = PeftModel(network, config)
         report = set_peft_model_state_dict(peft_model, load_peft_weights(where, device="cpu"))
@@ -176,7 +180,7 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
         raise HeroError(f"{other} ({_first_line(error)}).") from error
     unfilled = [key for key in report.missing_keys if config.peft_type.value.lower() in key]
     if report.unexpected_keys or unfilled:
-        raise HeroError(f"{other} ({len(unfilled)} of its weights are missing, {len(report.unexpected_keys)} too many).")
+        raise HeroError(f"{other} ({len(unfilled)} of its weights are missing, {len(report.unexpected_keys)} unknown).")
     return peft_model.merge_and_unload(), f"{name}+{Path(where).name}"
 
 
@@ -206,7 +210,8 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        raise HeroError(f"Unknown dtype {dtype!r}{nearest(dtype, [*DTYPES, 'auto'])}: choose auto, {', '.join(DTYPES)}.")
+        known = ["auto", *DTYPES]
+        raise HeroError(f"Unknown dtype {dtype!r}{nearest(dtype, known)}: choose {', '.join(known)}.")
     return DTYPES[dtype]
 
 

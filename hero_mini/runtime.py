@@ -131,14 +131,3 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
             Path(name).unlink(missing_ok=True)
             raise
     return path
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint behind an unknown name: the closest known one, or nothing.
-
-    >>> nearest("hreo", ["hero", "grpo"])
-    " (did you mean 'hero'?)"
-    """
-    close = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,46 @@
+# Every target sets up .venv by itself; nothing is installed again while pyproject.toml and constraints.txt stay.
+#   make reproduce   the whole method on the real model, notebooks in order, into runs/
+#   make test        both tiers of tests and the notebooks
+#   make lab         JupyterLab on the notebooks
+#   make bench       speed ratios into figures/data/bench.csv
+#   make refresh     re-execute the committed notebooks
+#   make warmup      rebuild the shipped warm-up adapter
+# PYTHON=python3.12 picks the interpreter. On Linux without a GPU,
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of download.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: reproduce test lab bench refresh warmup
+.DEFAULT_GOAL := reproduce
+
+reproduce: $(READY)
+	$(PY) -m hero_mini reproduce --preset quick
+
+test: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m pytest -q -m "not real"
+	$(PY) -m pytest -q -m real
+	$(if $(wildcard notebooks/*.ipynb),$(PY) -m pytest -q --nbval-lax --nbval-current-env notebooks)
+
+lab: $(READY)
+	$(PY) -m jupyter lab notebooks
+
+bench: $(READY)
+	$(PY) -m hero_mini bench
+
+refresh: $(READY)
+	$(PY) -m hero_mini refresh
+
+warmup: $(READY)
+	$(PY) -m hero_mini warmup
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hero_mini needs Python 3.11 or newer; name one that is here, as in: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) -c constraints.txt torch)
+	$(PY) -m pip install -c constraints.txt -e '.[test]'
+	@touch $@
