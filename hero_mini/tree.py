@@ -12,6 +12,7 @@ A token sees its node's ancestors and what comes before it in its own node, and 
 path: exactly what it would see and be if its path stood alone. So the pass gives each path's log-probabilities at
 the cost of the tree's tokens, T of them instead of T²/2. All of it is an attention mask and a row of position ids.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,5 @@
 """The one-pass tree against its oracle: every root-to-node path encoded as a sequence of its own."""
+
 from __future__ import annotations
 
 import random
