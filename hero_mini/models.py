@@ -142,8 +142,9 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
         reason = _first_line(error)
         if local:
             raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
+        meant = nearest(place, ["default"])
         raise HeroError(
-            f"{place!r}{nearest(place, ['default'])} is no folder here and could not be loaded from the hub ({reason}): "
+            f"{place!r}{meant} is no folder here and could not be loaded from the hub ({reason}): "
             "check the spelling and the network, or use the embedded model 'default'."
         ) from error
     if report["missing_keys"]:  # transformers would go on with random numbers there
