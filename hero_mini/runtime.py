@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import platform
 import random
@@ -131,3 +132,12 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
             Path(name).unlink(missing_ok=True)
             raise
     return path
+
+
+def atomic_save(path: str | Path, state: object) -> Path:
+    """`torch.save` that is there whole or not at all."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return atomic_write(path, buffer.getvalue())

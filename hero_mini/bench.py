@@ -1,0 +1,204 @@
+"""What the design saves, measured on this machine and written to figures/data/bench.csv.
+
+Machines differ and drift, so every figure is a ratio: the two things compared take turns, pair by pair, and the median
+stands with the smallest and the largest pair. The work is real: retail episodes, the teacher's own trees, one update
+of the student. Scripted episodes stand in where the number of turns must not depend on how well the policy acts.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from itertools import chain, cycle, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hero_mini import envs
+from hero_mini.lora import AdapterOptimizer, add_student, student_weights
+from hero_mini.models import Policy, load_policy
+from hero_mini.reflect import oracle
+from hero_mini.rollout import Rollout, collect, segments
+from hero_mini.runtime import atomic_write
+from hero_mini.teacher import student_tree, teacher_tree
+from hero_mini.train import TrainConfig, distil
+from hero_mini.tree import Tree, logprobs
+from hero_mini.warmup import WarmupConfig, scripted_episode
+
+PAIRS = 5
+MEMORY_GB = 6.0  # the peak may not pass this
+GEMM = 2048  # rows and columns of the square matrices that set the machine's pace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure; low and high are the smallest and the largest pair."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[float]) -> Row:
+        return cls(name, *(round(f(values), 3) for f in (statistics.median, min, max)))
+
+
+def main(out: Path, quick: bool = False) -> list[Row]:
+    """Measure everything and write `out`; minutes on two cores. quick: fewer turns and tasks, the same code."""
+    policy = load_policy()
+    steps: list[Callable[[], Row]] = [
+        *(lambda turns=turns: one_pass_teacher(policy, turns) for turns in ((2, 4, 8) if quick else (2, 4, 8, 16, 32))),
+        lambda: cached_rollouts(policy, 8 if quick else 16),
+        lambda: training_utilisation(policy, 4 if quick else 16),
+        peak_memory,
+    ]
+    rows = [step() for step in tqdm(steps, desc="bench")]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["name", "ratio", "low", "high", "command"])
+    command = "python -m hero_mini bench --preset quick" if quick else "make bench"
+    writer.writerows([*astuple(row), command] for row in rows)
+    atomic_write(out, table.getvalue())
+    return rows
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+def one_pass_teacher(policy: Policy, turns: int, pairs: int = PAIRS) -> Row:
+    """Seconds to score a rollout turn by turn, each turn with its whole past, over seconds in one pass."""
+    episodes = scripted_rollouts(policy, 8)
+    acted = islice(cycle(chain.from_iterable(episode.turns for episode in episodes)), turns)
+    rollout = replace(episodes[0], turns=tuple(acted))
+    tree, nodes = teacher_tree(policy, rollout, "hero", oracle([rollout])[0].diagnoses)
+    paths = [alone(tree, node) for node in nodes if node is not None]
+    seconds = interleaved(
+        lambda: [logprobs(policy, [path]) for path in paths], lambda: logprobs(policy, [tree]), pairs
+    )
+    return Row.of(f"one_pass_teacher_{turns}_turns", [by_turn / at_once for by_turn, at_once in seconds])
+
+
+def cached_rollouts(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
+    """Seconds to generate the same episodes with `generate`, every turn from scratch, over seconds with our cache."""
+
+    def act() -> list[Rollout]:
+        return collect(policy, "retail", envs.make("retail").tasks("train", tasks), seed=0, batch_size=tasks)
+
+    rollouts = act()
+    seconds = interleaved(lambda: regenerate(policy, rollouts), act, pairs)
+    return Row.of("cached_rollouts", [scratch / cached for scratch, cached in seconds])
+
+
+def training_utilisation(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
+    """Model FLOP utilisation of an update: its necessary operations per second over those of a large product."""
+    config = TrainConfig(arm="oracle_hero")
+    rollouts = scripted_rollouts(policy, tasks)
+    diagnoses = [reflection.diagnoses for reflection in oracle(rollouts)]
+    student = add_student(policy, rank=config.rank, seed=0)
+    optimizer = AdapterOptimizer(student, lr=config.lr)
+    needed = update_operations(student, rollouts, diagnoses)
+
+    square, repeats = torch.randn(GEMM, GEMM, device=policy.device, dtype=policy.dtype), 32
+    seconds = interleaved(
+        lambda: [square @ square for _ in range(repeats)],
+        lambda: distil(student, optimizer, rollouts, diagnoses, config, update=0),
+        pairs,
+    )
+    pace = repeats * 2 * GEMM**3  # operations of the products
+    return Row.of("training_flop_utilisation", [(needed / update) / (pace / gemm) for gemm, update in seconds])
+
+
+def peak_memory() -> Row:
+    """The most memory this process has held so far, over the 6 GB that it may hold."""
+    import resource  # not on Windows
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB on Linux
+    return Row.of("peak_memory_of_6_GB", [peak / (MEMORY_GB * 1e9)])
+
+
+# --- what they compare -----------------------------------------------------------------------------------------------
+def interleaved(first: Callable[[], object], second: Callable[[], object], pairs: int) -> list[tuple[float, float]]:
+    """Seconds of both, taking turns; the second runs once before that, unmeasured, so that its memory is there."""
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    second()
+    return [(seconds(first), seconds(second)) for _ in range(pairs)]
+
+
+def scripted_rollouts(policy: Policy, tasks: int) -> list[Rollout]:
+    """Episodes of the agent with bad habits, as the warm-up sees them."""
+    draw, config = random.Random(0), WarmupConfig()
+    every = envs.make("retail").tasks("warmup", tasks)
+    return [scripted_episode(policy, task, draw, config).rollout for task in every]
+
+
+def alone(tree: Tree, number: int) -> Tree:
+    """One path from root to node as a tree of its own, with the node's tokens scored."""
+    node, above = tree.nodes[number], tree.nodes[number].parent
+    past: list[int] = []
+    while above is not None:
+        past = [*tree.nodes[above].ids, *past]
+        above = tree.nodes[above].parent
+    return Tree.chain([(past, False), (node.ids, True)])
+
+
+def regenerate(policy: Policy, rollouts: Sequence[Rollout]) -> list[list[list[int]]]:
+    """The episodes' own tokens again, by transformers' `generate`: one batch per turn, each row its whole context.
+
+    returns per turn and row the tokens that came out, filled up with the end of turn
+    """
+    spoken = []
+    layouts = [[ids for ids, _ in segments(policy, rollout)] for rollout in rollouts]
+    for turn in range(max(len(rollout.turns) for rollout in rollouts)):
+        live = [parts for parts, rollout in zip(layouts, rollouts, strict=True) if turn < len(rollout.turns)]
+        contexts = [list(chain.from_iterable(parts[: 2 * turn + 1])) for parts in live]
+        actions = [parts[2 * turn + 1] for parts in live]
+        width, longest = max(map(len, contexts)), max(map(len, actions))
+        ids = torch.tensor([[policy.eos_id] * (width - len(context)) + context for context in contexts])
+        seen = torch.tensor([[0] * (width - len(context)) + [1] * len(context) for context in contexts])
+
+        def said(row: int, so_far: Tensor, actions: list[list[int]] = actions, width: int = width) -> list[int]:
+            place = len(so_far) - width
+            return [actions[row][place] if place < len(actions[row]) else policy.eos_id]
+
+        new = policy.model.generate(
+            ids.to(policy.device), attention_mask=seen.to(policy.device), max_new_tokens=longest, do_sample=False,
+            prefix_allowed_tokens_fn=said, eos_token_id=policy.eos_id, pad_token_id=policy.eos_id,
+        )  # fmt: skip
+        spoken.append(new[:, width:].tolist())
+    return spoken
+
+
+def update_operations(student: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence[Sequence]) -> float:
+    """Floating-point operations that one update cannot do without: teacher forward, student forward and backward.
+
+    A product costs 2 per weight and token, attention 4 per layer, width, token and token it sees. The way back costs
+    the same again for frozen weights (gradients of their inputs alone) and twice for the adapter and for attention.
+    Padding, masked attention and the loss count as nothing.
+    """
+    base, config = student.model.get_base_model(), student.model.config
+    adapter = sum(weight.numel() for weight in student_weights(student.model).values())
+    layers = sum(weight.numel() for weight in base.get_decoder().layers.parameters()) - adapter
+    head = base.get_output_embeddings().weight.numel()
+    width = config.num_hidden_layers * base.get_decoder().layers[0].self_attn.q_proj.out_features
+
+    total = 0.0
+    for rollout, of_turns in zip(rollouts, diagnoses, strict=True):
+        grown, nodes = teacher_tree(student, rollout, "hero", of_turns)
+        trained = student_tree(student, rollout, [node is not None for node in nodes])
+        for tree, frozen, fresh, seen, vocabulary in ((grown, 2, 0, 4, 2), (trained, 4, 6, 12, 4)):
+            pairs = sum(len(n.ids) * n.depth + len(n.ids) * (len(n.ids) + 1) / 2 for n in tree.nodes)
+            scored = sum(len(n.ids) for n in tree.nodes if n.scored)
+            total += len(tree) * (frozen * layers + fresh * adapter) + seen * width * pairs + vocabulary * head * scored
+    return total

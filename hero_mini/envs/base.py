@@ -1,0 +1,133 @@
+"""What every environment shares: tasks, the three spellings of an action, and the text-in/text-out protocol.
+
+    env.tasks(split, n) -> tasks          env.system_prompt: str       env.admissible() -> list[str] | None
+    env.reset(options={"task": task}) -> (observation, info)
+    env.step(action: str)             -> (observation, reward, terminated, truncated, info)
+
+The five-tuple is Gymnasium's. An action is the model's text; it is parsed, never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+Verdict = Literal["necessary", "unnecessary", "invalid", "failed", "harmful"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+SPLITS = ("warmup", "train", "validation", "test")
+STOP = "###STOP###"  # the scripted user's last word, as in tau-bench
+MAX_ACTION_CHARS = 2000  # longer text is answered with an error instead of being parsed
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem: `gold` is what the final database must equal, as tool calls to replay on a fresh one."""
+
+    id: str  # "retail/test/17"
+    split: str
+    index: int
+    family: str
+    instruction: str  # what the scripted user wants, in words
+    gold: tuple[Action, ...]
+    outputs: tuple[str, ...] = ()  # strings the agent must say, as whole tokens
+    world: dict[str, Any] = field(default_factory=dict, repr=False)  # the private database and the user's slots
+
+
+@dataclass(frozen=True)
+class Action:
+    """A parsed action. `respond` with `content` is a message to the user, as in tau-bench."""
+
+    name: str
+    arguments: dict[str, Any]
+    error: str | None = None  # set when the text looks like a tool call that cannot be read
+
+    def __str__(self) -> str:
+        """The call spelling `tool(arg='x')`; for a message, its text.
+
+        >>> str(Action("get_order_details", {"order_id": "#W1234"}))
+        "get_order_details(order_id='#W1234')"
+        """
+        if self.name == "respond":
+            return str(self.arguments.get("content", ""))
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+
+
+class Env(Protocol):
+    """One episode at a time; cheap to construct, so a batch holds one environment per row."""
+
+    name: str
+    system_prompt: str
+
+    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]: ...
+    def task_named(self, task_id: str) -> Task: ...
+    def clone(self) -> Env: ...
+    def expert(self) -> Action: ...
+    def scripted(self, draw: random.Random, skill: float) -> Action: ...
+    def admissible(self) -> list[str] | None: ...
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]: ...
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
+
+
+_CALL = re.compile(r"([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
+_STRING = r"'[^'\\]*'|\"[^\"\\]*\""
+_ARGUMENT = re.compile(
+    rf"\s*(\w+)\s*=\s*(?:({_STRING})|(\[\s*(?:(?:{_STRING})\s*(?:,\s*(?:{_STRING})\s*)*)?\])|(-?\d+(?:\.\d+)?))\s*(?:,|$)"
+)
+
+
+def parse_action(text: str) -> Action:
+    """Read an action in any of its three spellings: JSON, a call, or plain text (a message to the user).
+
+    >>> parse_action("cancel_pending_order(order_id='#W1', reason='ordered by mistake')").arguments["reason"]
+    'ordered by mistake'
+    >>> parse_action('{"name": "think", "arguments": {"thought": "hm"}}').name
+    'think'
+    >>> parse_action("What is your email?")
+    Action(name='respond', arguments={'content': 'What is your email?'}, error=None)
+    >>> parse_action("f(x=)").error
+    'Error: the arguments of f could not be read'
+    """
+    if len(text) > MAX_ACTION_CHARS:
+        return Action("", {}, f"Error: action longer than {MAX_ACTION_CHARS} characters")
+    text = text.strip()
+    if not text:
+        return Action("", {}, "Error: empty action")
+    if text.startswith("{"):
+        try:
+            call = json.loads(text)
+            name, arguments = call["name"], call.get("arguments", {})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return Action("", {}, "Error: the JSON of the action could not be read")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return Action("", {}, "Error: the JSON of the action needs a name and arguments")
+        return Action(name, arguments)
+    call = _CALL.fullmatch(text)
+    if call is None:
+        return Action("respond", {"content": text})
+    name, rest, arguments = call[1], call[2], {}
+    while rest.strip():
+        found = _ARGUMENT.match(rest)
+        if found is None:
+            return Action(name, {}, f"Error: the arguments of {name} could not be read")
+        key, string, strings, number = found.groups()
+        if string is not None:
+            arguments[key] = string[1:-1]
+        elif strings is not None:
+            arguments[key] = [s[1:-1] for s in re.findall(_STRING, strings)]
+        else:
+            arguments[key] = number
+        rest = rest[found.end() :]
+    return Action(name, arguments)
+
+
+def said(outputs: Sequence[str], text: str) -> bool:
+    """Whether every required output stands in `text` as a whole token ("10" does not match "10.5" or "210").
+
+    >>> said(["paypal_31"], "You paid with paypal_31."), said(["paypal_3"], "You paid with paypal_31.")
+    (True, False)
+    """
+    return all(re.search(rf"(?<![\w.]){re.escape(o)}(?!\w|\.\w)", text) for o in outputs)

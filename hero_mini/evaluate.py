@@ -1,0 +1,113 @@
+"""How good an agent is on held-out tasks: success (mean@k), turns, and what it wastes; paired intervals; floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from hero_mini import envs
+from hero_mini.envs.base import Env
+from hero_mini.models import Policy
+from hero_mini.rollout import Rollout, collect
+from hero_mini.runtime import HeroError, rng
+
+
+def evaluate(
+    policy: Policy,
+    env: str,
+    *,
+    split: str = "test",
+    n_tasks: int = 200,
+    k: int = 1,
+    seed: int = 0,
+    max_turns: int = 10,
+    temperature: float = 1.0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Roll out every task k times and return a row per rollout, see `rollout_rows`. The tasks do not depend on the seed."""
+    tasks = envs.make(env).tasks(split, n_tasks)
+    rollouts = collect(
+        policy, env, tasks, seed=seed, temperature=temperature, max_turns=max_turns, repeats=k, progress=progress
+    )
+    return rollout_rows(rollouts).assign(seed=seed)
+
+
+def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
+    """A row per rollout: task, trial, success (0 or 1), turns, and how many of them were wasted, errors or repeated.
+
+    wasted: turns that the oracle does not call necessary
+    """
+    rows, seen = [], {}
+    for r in rollouts:
+        seen[r.task_id] = trial = seen.get(r.task_id, -1) + 1
+        rows.append(
+            {
+                "task": r.task_id,
+                "trial": trial,
+                "success": float(r.success),
+                "turns": len(r.turns),
+                "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in r.turns),
+                "errors": sum(t.info["error"] is not None for t in r.turns),
+                "repeated": sum(t.info["repeated"] for t in r.turns),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def interval(values: np.ndarray, *, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of (seeds, tasks) values with its bootstrap interval; seeds and tasks are resampled together.
+
+    A difference of two agents on the same seeds and tasks makes the interval a paired one (Miller 2024).
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, T)
+    draw = np.random.default_rng([seed, 17])
+    s, t = values.shape
+    means = np.empty(n)
+    for i in range(n):
+        means[i] = values[np.ix_(draw.integers(s, size=s), draw.integers(t, size=t))].mean()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+def by_task(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """(seeds, tasks) means over trials, seeds and tasks in sorted order."""
+    return rows.pivot_table(index="seed", columns="task", values=column, aggfunc="mean").sort_index().to_numpy()
+
+
+def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -> tuple[float, float, float]:
+    """Mean difference rows - against with its paired interval.
+
+    raises HeroError: the two tables do not cover the same tasks
+    """
+    if set(rows["task"]) != set(against["task"]):
+        raise HeroError("the two evaluations cover different tasks; evaluate both with the same split and n_tasks")
+    a, b = by_task(rows, column), by_task(against, column)
+    if b.shape[0] not in (1, a.shape[0]):
+        b = b.mean(axis=0, keepdims=True)
+    return interval(a - b, **settings)
+
+
+def floors(env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, max_turns: int = 10) -> pd.DataFrame:
+    """Success without any skill: only "bye", random admissible actions; and the expert."""
+    draw = rng(seed, "floors")
+    agents: dict[str, Callable[[Env], str]] = {
+        "do nothing": lambda e: "bye",
+        "random admissible": lambda e: draw.choice(e.admissible()),
+        "expert": lambda e: str(e.expert()),
+    }
+    rows = []
+    for name, act in agents.items():
+        success, turns = [], []
+        for task in envs.make(env).tasks(split, n_tasks):
+            world = envs.make(env, max_turns=max_turns)
+            world.reset(options={"task": task})
+            done, reward = False, 0.0
+            while not done:
+                _, reward, terminated, truncated, info = world.step(act(world))
+                done = terminated or truncated
+            success.append(reward == 1.0)
+            turns.append(info["turn"])
+        rows.append({"agent": name, "success": np.mean(success), "turns": np.mean(turns), "n_tasks": n_tasks})
+    return pd.DataFrame(rows)

@@ -1,0 +1,106 @@
+"""The student as a LoRA adapter on the agent's frozen weights, and its optimiser.
+
+One set of weights plays every role: adapter on is the student, adapter off is the frozen teacher, and a second
+adapter that follows the first slowly is the EMA teacher (Tarvainen and Valpola 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from hero_mini.models import Policy
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STUDENT, EMA = "default", "ema"
+
+
+def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> Policy:
+    """The same policy with a fresh adapter that changes nothing yet (B = 0); its weights are the only trainable ones.
+
+    rank: of every adapted matrix; alpha is twice the rank (our choice)
+    """
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # peft draws A from the global generator
+        model = get_peft_model(policy.model, config, adapter_name=STUDENT, autocast_adapter_dtype=False)
+        if ema:
+            model.add_adapter(EMA, config, autocast_adapter_dtype=False)
+    if ema:
+        update_ema(model, 0.0)
+        model.set_adapter(STUDENT)
+    model.eval()  # no dropout anywhere: student and teacher differ in weights and context alone
+    return replace(policy, model=model)
+
+
+def student_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The trainable tensors of the student by name, in a fixed order."""
+    return {name: p for name, p in model.named_parameters() if f".{STUDENT}." in name}
+
+
+@torch.no_grad()
+def update_ema(model: PeftModel, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * student; decay 0 copies the student."""
+    weights = dict(model.named_parameters())
+    for name, p in student_weights(model).items():
+        weights[name.replace(f".{STUDENT}.", f".{EMA}.")].lerp_(p, 1.0 - decay)
+
+
+@contextmanager
+def as_teacher(policy: Policy, teacher: str) -> Iterator[Policy]:
+    """The policy in the teacher's role: "frozen" (adapter off), "ema", or "live" (the student itself)."""
+    if teacher == "frozen":
+        with policy.model.disable_adapter():
+            yield policy
+    elif teacher == "ema":
+        policy.model.set_adapter(EMA)
+        try:
+            yield policy
+        finally:
+            policy.model.set_adapter(STUDENT)
+    else:
+        yield policy
+
+
+class AdapterOptimizer:
+    """AdamW on float32 copies of the adapter: a bf16 weight would swallow steps below its last digit."""
+
+    def __init__(self, policy: Policy, *, lr: float, max_grad_norm: float = 1.0):
+        self.weights = student_weights(policy.model)
+        for p in self.weights.values():
+            p.requires_grad_(True)
+        self.masters = {name: p.detach().float().clone() for name, p in self.weights.items()}
+        self.adam = torch.optim.AdamW(self.masters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.max_grad_norm = max_grad_norm
+
+    def step(self, lr: float | None = None) -> float:
+        """Apply the gathered gradients and clear them. Returns their norm before clipping."""
+        for name, p in self.weights.items():
+            self.masters[name].grad = None if p.grad is None else p.grad.float()
+            p.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.max_grad_norm)
+        for group in self.adam.param_groups:
+            group["lr"] = lr if lr is not None else group["lr"]
+        self.adam.step()
+        self._write_back()
+        return float(norm)
+
+    def _write_back(self) -> None:
+        with torch.no_grad():
+            for name, p in self.weights.items():
+                p.copy_(self.masters[name])
+
+    def state(self) -> dict:
+        return {"masters": self.masters, "adam": self.adam.state_dict()}
+
+    def load_state(self, state: dict) -> None:
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state["masters"][name])
+        self.adam.load_state_dict(state["adam"])
+        self._write_back()

@@ -1,0 +1,108 @@
+"""A training run on disk: what it was asked to do, what it has done, and how to go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hero_mini import envs
+from hero_mini.envs import Task
+from hero_mini.lora import AdapterOptimizer, add_student, update_ema
+from hero_mini.models import Policy
+from hero_mini.reflect import Reflection
+from hero_mini.rollout import Rollout, Usage
+from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
+
+if TYPE_CHECKING:
+    from hero_mini.train import TrainConfig
+
+
+class Clock:
+    """Seconds per phase of one update."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds_{phase}"] = now - self._last
+        self._last = now
+
+
+class Run:
+    """The student, its optimiser and its metrics; everything that is needed to continue is in `checkpoint.pt`."""
+
+    def __init__(self, policy: Policy, config: TrainConfig, out: Path):
+        self.config, self.out = config, out
+        self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
+        self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
+        self.rows: list[dict] = []
+        described = {**asdict(config), "model": policy.name}
+        asked = json.dumps(described, indent=1) + "\n"
+        if (out / "config.json").exists() and (out / "config.json").read_text() != asked:
+            before = json.loads((out / "config.json").read_text())
+            changed = ", ".join(f"{k} was {before.get(k)!r}" for k in described if described[k] != before.get(k))
+            raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
+        atomic_write(out / "config.json", asked)
+        if (out / "checkpoint.pt").exists():
+            saved = torch.load(out / "checkpoint.pt", weights_only=False)
+            self.rows = saved["rows"]
+            self.optimizer.load_state(saved["optimizer"])
+
+    @property
+    def updates_done(self) -> int:
+        return len(self.rows)
+
+    def tasks(self, update: int) -> list[Task]:
+        """The next tasks of the train split; every seed has its own."""
+        first = update * self.config.tasks
+        env = envs.make(self.config.env)
+        names = [f"{self.config.env}/train/{i}" for i in range(first, first + self.config.tasks)]
+        return [env.task_named(f"{name}@{self.config.seed}" if self.config.seed else name) for name in names]
+
+    def rollout_seed(self, update: int) -> int:
+        return self.config.seed * 100_000 + update
+
+    def log(
+        self,
+        update: int,
+        rollouts: Sequence[Rollout],
+        reflections: Sequence[Reflection],
+        step: dict[str, float],
+        usage: dict[str, Usage],
+        clock: Clock,
+    ) -> dict:
+        """Add one row of metrics (README explains each) and make everything up to this update permanent."""
+        turns = [t for r in rollouts for t in r.turns]
+        diagnoses = [d for r in reflections for d in r.diagnoses]
+        row = {
+            "update": update,
+            "success": float(np.mean([r.success for r in rollouts])),
+            "turns": len(turns) / len(rollouts),
+            "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in turns) / len(rollouts),
+            "hinted": float(np.mean([d is not None for d in diagnoses])),
+            "env_turns": len(turns) + (self.rows[-1]["env_turns"] if self.rows else 0),
+            **step,
+            **{f"tokens_{phase}": u.encoded for phase, u in usage.items()},
+            **clock.seconds,
+        }
+        if self.config.teacher == "ema":
+            update_ema(self.student.model, self.config.ema_decay)
+        self.rows.append(row)
+        atomic_save(self.out / "checkpoint.pt", {"rows": self.rows, "optimizer": self.optimizer.state()})
+        atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+        return row
+
+    def finish(self) -> None:
+        """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
+        with writing(self.out):
+            self.student.model.save_pretrained(self.out / "adapter", selected_adapters=["default"])

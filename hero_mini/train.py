@@ -1,0 +1,161 @@
+"""One loop for every arm: roll out, reflect, score, distil, log.
+
+An arm is a choice of teacher context and of where its diagnoses come from; `ARMS` is the one place that defines them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from hero_mini import envs, reflect
+from hero_mini.lora import AdapterOptimizer, as_teacher
+from hero_mini.losses import token_divergence, token_weights
+from hero_mini.models import Policy
+from hero_mini.reflect import Diagnosis, Reflection
+from hero_mini.rollout import Rollout, Usage, collect
+from hero_mini.run import Clock, Run
+from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.teacher import student_tree, teacher_tree
+from hero_mini.tree import batches, forward
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What distinguishes one way of training from another."""
+
+    context: str  # the teacher's privileged context, see `teacher.CONTEXTS`
+    reflector: str  # where diagnoses come from: "self" or "oracle"
+    shuffled: bool = False  # control: the same diagnoses dealt out at random over turns and rollouts
+
+
+ARMS: dict[str, Arm] = {
+    "hero": Arm("hero", "self"),
+    "oracle_hero": Arm("hero", "oracle"),
+    "shuffled_hero": Arm("hero", "self", shuffled=True),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. The paper gives none of these values: all are our choice."""
+
+    arm: str = "hero"
+    env: str = "retail"
+    seed: int = 0
+    updates: int = 16
+    tasks: int = 16  # tasks per update, each rolled out once (G = 1)
+    max_turns: int = 10
+    temperature: float = 1.0
+    lr: float = 5e-4  # of the adapter; constant after three steps of warm-up
+    rank: int = 16
+    divergence: str = "jsd"
+    weight: float = 0.5  # of the teacher in the JSD's mixture
+    top_k: int | None = None  # None: the full vocabulary
+    teacher: str = "frozen"  # or "ema", or "live"
+    ema_decay: float = 0.95  # per update
+    max_tokens: int = 4096  # padded tokens per forward pass
+
+    def __post_init__(self) -> None:
+        for name, known in {"arm": ARMS, "env": envs.ENVS, "teacher": ("frozen", "ema", "live")}.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
+        for name in ("updates", "tasks", "max_turns", "rank", "lr", "temperature"):
+            if getattr(self, name) <= 0:
+                raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
+
+
+def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:
+    """Train a student of `policy` and return it; the folder `out` gets config.json, metrics.csv and adapter/.
+
+    A run that was killed goes on after its last whole update, with the numbers of an uninterrupted run.
+    raises HeroError: `out` holds a run with another configuration
+    """
+    run = Run(policy, config, Path(out))
+    arm, student = ARMS[config.arm], run.student
+    bar = tqdm(range(run.updates_done, config.updates), desc=config.arm, disable=not progress)
+    for update in bar:
+        clock, usage = Clock(), {"acting": Usage(), "reflecting": Usage()}
+        # 1 roll out
+        rollouts = collect(
+            student,
+            config.env,
+            run.tasks(update),
+            seed=run.rollout_seed(update),
+            temperature=config.temperature,
+            max_turns=config.max_turns,
+            usage=usage["acting"],
+        )
+        clock.lap("acting")
+        # 2 reflect, as the agent was before training: a student that trains on actions alone forgets how
+        with as_teacher(student, "frozen") as reflector:
+            reflections = reflect_on(reflector, rollouts, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
+        clock.lap("reflecting")
+        # 3 score and 4 distil
+        step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update)
+        clock.lap("distilling")
+        # 5 log
+        row = run.log(update, rollouts, reflections, step, usage, clock)
+        bar.set_postfix(success=f"{row['success']:.2f}", turns=f"{row['turns']:.1f}", loss=f"{row['loss']:.3f}")
+    run.finish()
+    return student
+
+
+def reflect_on(
+    policy: Policy, rollouts: Sequence[Rollout], arm: Arm, draw: random.Random, usage: Usage
+) -> list[Reflection]:
+    """Diagnoses of finished rollouts as the arm wants them."""
+    reflector = reflect.oracle if arm.reflector == "oracle" else reflect.self_reflector(policy, usage=usage)
+    reflections = reflector(rollouts)
+    return reflect.shuffled(reflections, draw) if arm.shuffled else reflections
+
+
+def distil(
+    student: Policy,
+    optimizer: AdapterOptimizer,
+    rollouts: Sequence[Rollout],
+    diagnoses: Sequence[Sequence[Diagnosis | None]],
+    config: TrainConfig,
+    update: int,
+) -> dict[str, float]:
+    """One optimiser step towards the teacher on the turns with a hint; returns loss, gradient norm and counts.
+
+    The teacher's pass and the student's pass go over the same groups of rollouts, so that their (N, V) logits exist
+    for one group at a time; the weights of the loss make the sum over groups equal to the loss of the whole batch.
+    """
+    context = ARMS[config.arm].context
+    built = [teacher_tree(student, r, context, d) for r, d in zip(rollouts, diagnoses, strict=True)]
+    hinted = [i for i, (_, nodes) in enumerate(built) if any(n is not None for n in nodes)]
+    result = {"loss": 0.0, "kl_teacher": 0.0, "grad_norm": 0.0, "tokens_teaching": 0, "tokens_training": 0}
+    for group in batches([built[i][0] for i in hinted], config.max_tokens):
+        indices = [hinted[g] for g in group]
+        with as_teacher(student, config.teacher) as teacher, torch.no_grad():
+            target = forward(teacher, [built[i][0] for i in indices])
+        trees = [student_tree(student, rollouts[i], [n is not None for n in built[i][1]]) for i in indices]
+        scored = forward(student, trees)
+        if not torch.equal(scored.ids, target.ids):
+            raise AssertionError("student and teacher must score the same token ids")
+        divergence = token_divergence(
+            scored.logits.log_softmax(-1),
+            target.logits.log_softmax(-1),
+            divergence=config.divergence,
+            weight=config.weight,
+            top_k=config.top_k,
+        )  # (N,) nats
+        weights = token_weights(scored.node, scored.tree, n_rollouts=len(hinted))
+        loss = (weights * divergence).sum()
+        loss.backward()
+        result["loss"] += loss.item()
+        result["kl_teacher"] += (weights * (scored.logprobs.detach() - target.logprobs)).sum().item()
+        result["tokens_teaching"] += sum(len(built[i][0]) for i in indices)
+        result["tokens_training"] += sum(map(len, trees))
+    if hinted:
+        warm = min(1.0, (update + 1) / 3)  # Adam's first steps are large whatever the gradient
+        result["grad_norm"] = optimizer.step(config.lr * warm)
+    return result

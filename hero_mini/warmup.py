@@ -1,0 +1,217 @@
+"""The warm-up: three skills a 135M model lacks and the paper's 4B model has, taught on tasks of their own.
+
+1. Acting: imitate a scripted agent with bad habits, so that the base agent has room to improve on purpose.
+2. Reflecting: write the oracle's diagnosis of every turn once the episode is over.
+3. Reading a context literally: every kind of context in equal shares, with targets drawn from the *same* bad-habit
+   policy and filtered by nothing but what the context says. A hint "Better: X" is followed by X, whatever X is worth;
+   "necessary" beside an answer is followed by an action that gets this answer, whatever it is worth. Teaching this with
+   the expert's actions would turn any context into a switch to the expert; the shuffled control would show it.
+
+All of this is our choice: the paper's model needs no warm-up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from hero_mini import envs
+from hero_mini.envs.base import Action, Task
+from hero_mini.lora import AdapterOptimizer, add_student
+from hero_mini.models import Policy
+from hero_mini.reflect import Diagnosis, oracle, question
+from hero_mini.rollout import Rollout, Turn
+from hero_mini.runtime import HeroError, atomic_save, rng
+from hero_mini.teacher import add_branch, add_trunk, privileged_text
+from hero_mini.tree import Tree, batches, forward
+
+CHECKPOINT_EVERY = 10  # optimiser steps
+MAX_DRAWS = 12  # tries to draw an action that fits a context before the example is dropped
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """What the warm-up teaches and for how long."""
+
+    env: str = "retail"
+    episodes: int = 480  # tasks of the warmup split, one scripted episode each
+    batch: int = 6  # episodes per optimiser step
+    skill: float = 0.55  # share of expert actions in the scripted agent; the rest are bad habits
+    max_turns: int = 10
+    branches: int = 1  # examples of each local context per episode
+    demo_every: int = 6  # every so many episodes one with a demonstration, about the same number of scored turns
+    reflection_weight: float = 3.0  # weight of a reflection token against an action token
+    rank: int = 16
+    lr: float = 1.5e-3  # peak; five steps up, then linear to zero
+    max_tokens: int = 1200  # padded tokens per forward pass
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A scripted rollout with the environment as it stood before each turn, to ask what else could have happened."""
+
+    rollout: Rollout
+    states: tuple[envs.Env, ...]
+
+
+def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: WarmupConfig) -> Episode:
+    """One episode of the bad-habit agent, as if the model had sampled it."""
+    env = envs.make(config.env, max_turns=config.max_turns)
+    observation, info = env.reset(options={"task": task})
+    turns, states, done, reward, terminated = [], [], False, 0.0, False
+    while not done:
+        role, seen = info["role"], observation
+        states.append(env.clone())
+        action = str(env.scripted(draw, config.skill))
+        observation, reward, terminated, truncated, info = env.step(action)
+        ids = (*policy.encode(action), policy.eos_id)
+        turns.append(Turn(role, seen, action, ids, (0.0,) * len(ids), info["role"], observation, info))
+        done = terminated or truncated
+    rollout = Rollout(
+        config.env, task.id, config.seed, env.system_prompt, tuple(turns), reward, terminated, not terminated
+    )
+    return Episode(rollout, tuple(states))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tree with a weight per scored node."""
+
+    tree: Tree
+    weights: dict[int, float]
+
+
+def episode_example(policy: Policy, episode: Episode, draw: random.Random, config: WarmupConfig) -> Example:
+    """Acting on the trunk, reflecting at its end, and a few local contexts as branches."""
+    rollout = episode.rollout
+    tree = Tree()
+    trunk = add_trunk(policy, tree, rollout, scored=[True] * len(rollout.turns))
+    weights = {node: 1.0 for node in trunk.actions}
+    last = rollout.turns[-1]
+    end = tree.add(policy.message(last.next_role, last.next_observation), trunk.end)
+    end = tree.add(policy.message("system", question(rollout)) + policy.header(), end)
+    (reflection,) = oracle([rollout])
+    weights[tree.add([*policy.encode(reflection.text), policy.eos_id], end, scored=True)] = config.reflection_weight
+    for context in ("diagnosis_only", "env_feedback", "hero"):
+        for _ in range(config.branches):
+            t = draw.randrange(len(rollout.turns))
+            example = literal_example(context, episode, t, draw, config)
+            if example is not None:
+                text, target = example
+                ids = [*policy.encode(str(target)), policy.eos_id]
+                weights[add_branch(policy, tree, trunk.decisions[t], text, ids)] = 1.0
+    return Example(tree, weights)
+
+
+def literal_example(
+    context: str, episode: Episode, t: int, draw: random.Random, config: WarmupConfig
+) -> tuple[str, Action] | None:
+    """A privileged context about turn `t` and an action that obeys its words; None if none was found.
+
+    The action always comes from the bad-habit policy. Verdict, observation, outcome and correction are drawn
+    independently of how good it is.
+    """
+    state, turn = episode.states[t], episode.rollout.turns[t]
+
+    def sample() -> tuple[Action, str, dict]:
+        action = state.scripted(draw, config.skill)
+        observation, _, _, _, info = state.clone().step(str(action))
+        return action, observation, info
+
+    action, observation, info = sample()
+    result = draw.choice(("success", "failure"))
+    about = replace(turn, next_observation=observation)
+    if context == "env_feedback":
+        text = privileged_text(context, about, result, None)
+        if result == "success":
+            return text, action
+        for _ in range(MAX_DRAWS):  # a failure after an error: anything that does not get this error
+            other, answer, _ = sample()
+            if info["error"] is None or answer != observation:
+                return text, other
+        return None
+    if draw.random() < 0.4:  # the action was right, whatever it was
+        text = privileged_text(context, about, result, Diagnosis("necessary"))
+        return text, action if context == "hero" else sample()[0]
+    blamed = Diagnosis(info["oracle"]["verdict"], info["oracle"]["cause"])
+    if blamed.verdict == "necessary":
+        blamed = Diagnosis(*draw.choice((("unnecessary", "work not done"), ("harmful", "wrong order"))))
+    named = draw.random() < 0.8  # with a correction: it is followed; without: the same diagnosis is avoided
+    for _ in range(MAX_DRAWS):
+        other, answer, facts = sample()
+        same = (facts["oracle"]["verdict"], facts["oracle"]["cause"]) == (blamed.verdict, blamed.cause)
+        if str(other) != str(action) and (named or not same):
+            diagnosis = replace(blamed, better=str(other)) if named else blamed
+            return privileged_text(context, about, result, diagnosis), other
+    return None
+
+
+def demo_example(policy: Policy, task: Task, draw: random.Random, config: WarmupConfig) -> Example | None:
+    """A successful bad-habit episode as a demonstration, followed step by step on its own path."""
+    for _ in range(MAX_DRAWS):
+        rollout = scripted_episode(policy, task, draw, config).rollout
+        if rollout.success:
+            tree = Tree()
+            trunk = add_trunk(policy, tree, rollout, scored=[True] * len(rollout.turns), demo=rollout)
+            return Example(tree, {node: 1.0 for node in trunk.actions})
+    return None
+
+
+def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
+    """All trees of one optimiser step, drawn from generators named after the episode."""
+    env = envs.make(config.env)
+    first = step * config.batch
+    found = []
+    for index in range(first, first + config.batch):
+        task = env.task_named(f"{config.env}/warmup/{index}")
+        draw = rng(config.seed, "warmup", index)
+        found.append(episode_example(policy, scripted_episode(policy, task, draw, config), draw, config))
+        if index % config.demo_every == 0 and (demo := demo_example(policy, task, draw, config)) is not None:
+            found.append(demo)
+    return found
+
+
+def weighted_nll(policy: Policy, group: Sequence[Example]) -> torch.Tensor:
+    """Summed weighted negative log-likelihood of the scored tokens, a scalar in nats."""
+    scored = forward(policy, [e.tree for e in group])
+    weights = [group[row].weights[node] for row, node in zip(scored.tree.tolist(), scored.node.tolist(), strict=True)]
+    return -(scored.logprobs * torch.tensor(weights, device=scored.logprobs.device)).sum()
+
+
+def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, progress: bool = True) -> None:
+    """Teach the three skills to a fresh adapter of `policy` and write it to the folder `out`.
+
+    A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
+    """
+    config = config or WarmupConfig()
+    student = add_student(policy, rank=config.rank, seed=config.seed)
+    optimizer = AdapterOptimizer(student, lr=config.lr)
+    checkpoint = out.with_suffix(".checkpoint")
+    first, steps = 0, config.episodes // config.batch
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=False)
+        if saved["config"] != config:
+            raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; delete it to start afresh")
+        first = saved["step"]
+        optimizer.load_state(saved["optimizer"])
+    bar = tqdm(range(first, steps), desc="warm-up", initial=first, total=steps, disable=not progress)
+    for step in bar:
+        batch = examples(student, step, config)
+        total = sum(sum(len(e.tree.nodes[n].ids) * w for n, w in e.weights.items()) for e in batch)
+        loss = 0.0
+        for group in batches([e.tree for e in batch], config.max_tokens):
+            share = weighted_nll(student, [batch[i] for i in group]) / total
+            share.backward()
+            loss += share.item()
+        optimizer.step(config.lr * min((step + 1) / 5, (steps - step) / steps))
+        bar.set_postfix(nll=f"{loss:.3f}")
+        if (step + 1) % CHECKPOINT_EVERY == 0:
+            atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
+    student.model.save_pretrained(out)
+    checkpoint.unlink(missing_ok=True)
