@@ -102,7 +102,7 @@ def training_utilisation(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
     diagnoses = [reflection.diagnoses for reflection in oracle(rollouts)]
     student = add_student(policy, rank=config.rank, seed=0)
     optimizer = AdapterOptimizer(student, lr=config.lr)
-    needed = update_operations(student, rollouts, diagnoses)
+    needed = sum(update_operations(student, rollouts, diagnoses))
 
     square, repeats = torch.randn(GEMM, GEMM, device=policy.device, dtype=policy.dtype), 32
     seconds = interleaved(
@@ -119,7 +119,8 @@ def peak_memory() -> Row:
     import resource  # not on Windows
     import sys
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return Row.of("peak_memory_of_6_GB", [peak / (MEMORY_GB * 1e9)])
 
 
@@ -180,12 +181,14 @@ def regenerate(policy: Policy, rollouts: Sequence[Rollout]) -> list[list[list[in
     return spoken
 
 
-def update_operations(student: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence[Sequence]) -> float:
-    """Floating-point operations that one update cannot do without: teacher forward, student forward and backward.
+def update_operations(
+    student: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence[Sequence]
+) -> tuple[float, float]:
+    """Floating-point operations an update cannot do without: in products with weights, and in attention.
 
-    A product costs 2 per weight and token, attention 4 per layer, width, token and token it sees. The way back costs
-    the same again for frozen weights (gradients of their inputs alone) and twice for the adapter and for attention.
-    Padding, masked attention and the loss count as nothing.
+    Teacher forward, student forward and backward. A product costs 2 per weight and token, attention 4 per layer,
+    width, token and token it sees. The way back costs the same again for frozen weights (gradients of their inputs
+    alone) and twice that for the adapter and for attention. Padding, masked attention and the loss count as nothing.
     """
     base, config = student.model.get_base_model(), student.model.config
     adapter = sum(weight.numel() for weight in student_weights(student.model).values())
@@ -193,12 +196,20 @@ def update_operations(student: Policy, rollouts: Sequence[Rollout], diagnoses: S
     head = base.get_output_embeddings().weight.numel()
     width = config.num_hidden_layers * base.get_decoder().layers[0].self_attn.q_proj.out_features
 
-    total = 0.0
+    products = attention = 0.0
     for rollout, of_turns in zip(rollouts, diagnoses, strict=True):
-        grown, nodes = teacher_tree(student, rollout, "hero", of_turns)
+        taught, nodes = teacher_tree(student, rollout, "hero", of_turns)
         trained = student_tree(student, rollout, [node is not None for node in nodes])
-        for tree, frozen, fresh, seen, vocabulary in ((grown, 2, 0, 4, 2), (trained, 4, 6, 12, 4)):
-            pairs = sum(len(n.ids) * n.depth + len(n.ids) * (len(n.ids) + 1) / 2 for n in tree.nodes)
-            scored = sum(len(n.ids) for n in tree.nodes if n.scored)
-            total += len(tree) * (frozen * layers + fresh * adapter) + seen * width * pairs + vocabulary * head * scored
-    return total
+        products += 2 * (layers * len(taught) + head * scored_tokens(taught))
+        products += 4 * (layers * len(trained) + head * scored_tokens(trained)) + 6 * adapter * len(trained)
+        attention += width * (4 * seen_pairs(taught) + 12 * seen_pairs(trained))
+    return products, attention
+
+
+def scored_tokens(tree: Tree) -> int:
+    return sum(len(node.ids) for node in tree.nodes if node.scored)
+
+
+def seen_pairs(tree: Tree) -> int:
+    """How many (token, token it sees) there are."""
+    return sum(len(node.ids) * node.depth + len(node.ids) * (len(node.ids) + 1) // 2 for node in tree.nodes)
