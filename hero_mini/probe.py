@@ -7,10 +7,55 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from hero_mini import reflect
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis
 from hero_mini.rollout import Rollout
-from hero_mini.teacher import score_rollouts
+from hero_mini.runtime import rng
+from hero_mini.teacher import TeacherScores, score_rollouts
+
+PROBES = {  # name -> context, whose diagnoses
+    "hero": ("hero", "self"),
+    "diagnosis_only": ("diagnosis_only", "self"),
+    "env_feedback": ("env_feedback", "self"),
+    "oracle_hero": ("hero", "oracle"),
+    "shuffled_hero": ("hero", "shuffled"),
+}
+
+
+def probe(policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The policy's own reflections on its rollouts (`reflect.turn_rows`), and the edge of every teacher in PROBES.
+
+    The full demonstration joins with its own arm.
+    """
+    own = reflect.self_reflector(policy)(rollouts)
+    whose = {"self": own, "oracle": reflect.oracle(rollouts), "shuffled": reflect.shuffled(own, rng(seed, "shuffle"))}
+    student = score_rollouts(policy, rollouts, "none")
+    edges = [
+        edge_rows(policy, rollouts, context, [r.diagnoses for r in whose[source]], student=student).assign(probe=name)
+        for name, (context, source) in PROBES.items()
+    ]
+    return reflect.turn_rows(rollouts, own), pd.concat(edges, ignore_index=True)
+
+
+def summary(edges: pd.DataFrame) -> pd.DataFrame:
+    """AUC with interval per probe, the mean edge of good and of other actions in nats, and the number of turns."""
+    rows = []
+    for name, of_probe in edges.groupby("probe", sort=False):
+        value, low, high = auc_interval(of_probe)
+        means = of_probe.groupby("good")["edge"].mean()
+        rows.append(
+            {
+                "context": name,
+                "auc": value,
+                "low": low,
+                "high": high,
+                "edge_good": means.get(True, np.nan),
+                "edge_other": means.get(False, np.nan),
+                "n": len(of_probe),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def edge_rows(
@@ -19,12 +64,15 @@ def edge_rows(
     context: str,
     diagnoses: Sequence[Sequence[Diagnosis | None]] | None = None,
     demos: Sequence[Rollout | None] | None = None,
+    *,
+    student: Sequence[TeacherScores] | None = None,
 ) -> pd.DataFrame:
     """A row per turn that has a hint: rollout, turn, good (the oracle calls it necessary), edge.
 
     edge: log pi_T(a) - log pi_S(a) of the whole action, in nats; the student is the policy without a context
+    (its scores can be passed in as `student`)
     """
-    student = score_rollouts(policy, rollouts, "none")
+    student = student or score_rollouts(policy, rollouts, "none")
     teacher = score_rollouts(policy, rollouts, context, diagnoses, demos)
     rows = [
         {

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -170,38 +169,55 @@ def shuffled(reflections: Sequence[Reflection], draw) -> list[Reflection]:
     return [Reflection(tuple(next(deal) for _ in r.diagnoses), r.text, r.malformed) for r in reflections]
 
 
-def quality(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> pd.DataFrame:
-    """How good the reflections are, against the oracle: one row per verdict and the totals.
+def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> pd.DataFrame:
+    """A row per turn: the oracle's verdict (truth), the reflector's (said), and the corrections of both.
 
-    columns: category, turns, exact (share with the same verdict), parsed (share that could be read), corrected (share
-    whose corrected action equals the oracle's, of the turns where the oracle offers one)
+    An empty hint leaves said and better_said empty.
     """
-    rows = []
-    for rollout, reflection in zip(rollouts, reflections, strict=True):
-        for turn, diagnosis in zip(rollout.turns, reflection.diagnoses, strict=True):
-            truth = turn.info["oracle"]
-            rows.append(
-                {
-                    "category": truth["verdict"],
-                    "parsed": diagnosis is not None,
-                    "exact": diagnosis is not None and diagnosis.verdict == truth["verdict"],
-                    "corrected": None
-                    if truth["better"] is None
-                    else bool(diagnosis and diagnosis.better == truth["better"]),
-                }
-            )
-    table = pd.DataFrame(rows)
-    grouped = table.groupby("category").agg(
-        turns=("exact", "size"), parsed=("parsed", "mean"), exact=("exact", "mean"), corrected=("corrected", "mean")
-    )
-    return grouped.reset_index()
+    rows = [
+        {
+            "rollout": i,
+            "turn": t,
+            "truth": turn.info["oracle"]["verdict"],
+            "said": d.verdict if d else None,
+            "better_truth": turn.info["oracle"]["better"],
+            "better_said": d.better if d else None,
+        }
+        for i, (rollout, reflection) in enumerate(zip(rollouts, reflections, strict=True))
+        for t, (turn, d) in enumerate(zip(rollout.turns, reflection.diagnoses, strict=True))
+    ]
+    return pd.DataFrame(rows, columns=["rollout", "turn", "truth", "said", "better_truth", "better_said"])
 
 
-def verdict_counts(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> Counter:
-    """Turns by (truly not necessary, diagnosed as not necessary); an empty hint blames nothing."""
-    counts: Counter = Counter()
-    for rollout, reflection in zip(rollouts, reflections, strict=True):
-        for turn, diagnosis in zip(rollout.turns, reflection.diagnoses, strict=True):
-            said = diagnosis is not None and diagnosis.verdict != "necessary"
-            counts[turn.info["oracle"]["verdict"] != "necessary", said] += 1
-    return counts
+def quality(turns: pd.DataFrame) -> pd.DataFrame:
+    """How good reflections are, from `turn_rows`: a row per verdict of the oracle.
+
+    parsed: share of turns with a readable line; exact: with the oracle's verdict; corrected: with the oracle's corrected
+    action, of the turns where it has one
+    """
+    graded = pd.DataFrame(
+        {
+            "verdict": turns["truth"],
+            "parsed": turns["said"].notna(),
+            "exact": turns["said"] == turns["truth"],
+            "corrected": (turns["better_said"] == turns["better_truth"]).where(turns["better_truth"].notna()),
+        }
+    ).astype({"corrected": "float"})
+    table = graded.groupby("verdict").mean().reset_index()
+    table.insert(1, "turns", graded.groupby("verdict").size().to_numpy())
+    return table
+
+
+def blame(turns: pd.DataFrame) -> dict[str, float]:
+    """Accuracy, balanced accuracy, precision and recall of "this turn was not necessary", from `turn_rows`.
+
+    An empty hint blames nothing, so it counts as "necessary".
+    """
+    truth, said = turns["truth"] != "necessary", turns["said"].notna() & (turns["said"] != "necessary")
+    recall, specificity = said[truth].mean(), (~said[~truth]).mean()
+    return {
+        "accuracy": float((truth == said).mean()),
+        "balanced": float((recall + specificity) / 2),
+        "precision": float(truth[said].mean()),
+        "recall": float(recall),
+    }

@@ -22,7 +22,7 @@ from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
 
 if TYPE_CHECKING:
-    from hero_mini.train import TrainConfig
+    from hero_mini.config import TrainConfig
 
 
 class Clock:

@@ -1,74 +1,28 @@
 """One loop for every arm: roll out, reflect, score, distil, log.
 
-An arm is a choice of teacher context and of where its diagnoses come from; `ARMS` is the one place that defines them.
+An arm is a choice of teacher context and of where its diagnoses come from, see `config.ARMS`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from hero_mini import envs, reflect
+from hero_mini import reflect
+from hero_mini.config import ARMS, Arm, TrainConfig
 from hero_mini.lora import AdapterOptimizer, as_teacher
 from hero_mini.losses import token_divergence, token_weights
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout, Usage, collect
 from hero_mini.run import Clock, Run
-from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.runtime import rng
 from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.tree import batches, forward
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What distinguishes one way of training from another."""
-
-    context: str  # the teacher's privileged context, see `teacher.CONTEXTS`
-    reflector: str  # where diagnoses come from: "self" or "oracle"
-    shuffled: bool = False  # control: the same diagnoses dealt out at random over turns and rollouts
-
-
-ARMS: dict[str, Arm] = {
-    "hero": Arm("hero", "self"),
-    "oracle_hero": Arm("hero", "oracle"),
-    "shuffled_hero": Arm("hero", "self", shuffled=True),
-}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything a training run depends on. The paper gives none of these values: all are our choice."""
-
-    arm: str = "hero"
-    env: str = "retail"
-    seed: int = 0
-    updates: int = 16
-    tasks: int = 16  # tasks per update, each rolled out once (G = 1)
-    max_turns: int = 10
-    temperature: float = 1.0
-    lr: float = 5e-4  # of the adapter; constant after three steps of warm-up
-    rank: int = 16
-    divergence: str = "jsd"
-    weight: float = 0.5  # of the teacher in the JSD's mixture
-    top_k: int | None = None  # None: the full vocabulary
-    teacher: str = "frozen"  # or "ema", or "live"
-    ema_decay: float = 0.95  # per update
-    max_tokens: int = 4096  # padded tokens per forward pass
-
-    def __post_init__(self) -> None:
-        for name, known in {"arm": ARMS, "env": envs.ENVS, "teacher": ("frozen", "ema", "live")}.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
-        for name in ("updates", "tasks", "max_turns", "rank", "lr", "temperature"):
-            if getattr(self, name) <= 0:
-                raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
 
 
 def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:

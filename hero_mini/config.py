@@ -1,0 +1,54 @@
+"""The arms and the settings of a training run: the one place for their defaults. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hero_mini import envs
+from hero_mini.runtime import HeroError, nearest
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What distinguishes one way of training from another."""
+
+    context: str  # the teacher's privileged context, see `teacher.CONTEXTS`
+    reflector: str  # where diagnoses come from: "self" or "oracle"
+    shuffled: bool = False  # control: the same diagnoses dealt out at random over turns and rollouts
+
+
+ARMS: dict[str, Arm] = {
+    "hero": Arm("hero", "self"),
+    "oracle_hero": Arm("hero", "oracle"),
+    "shuffled_hero": Arm("hero", "self", shuffled=True),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. The paper gives none of these values: all are our choice."""
+
+    arm: str = "hero"
+    env: str = "retail"
+    seed: int = 0
+    updates: int = 16
+    tasks: int = 16  # tasks per update, each rolled out once (G = 1)
+    max_turns: int = 10
+    temperature: float = 1.0
+    lr: float = 5e-4  # of the adapter; constant after three steps of warm-up
+    rank: int = 16
+    divergence: str = "jsd"
+    weight: float = 0.5  # of the teacher in the JSD's mixture
+    top_k: int | None = None  # None: the full vocabulary
+    teacher: str = "frozen"  # or "ema", or "live"
+    ema_decay: float = 0.95  # per update
+    max_tokens: int = 4096  # padded tokens per forward pass
+
+    def __post_init__(self) -> None:
+        for name, known in {"arm": ARMS, "env": envs.ENVS, "teacher": ("frozen", "ema", "live")}.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
+        for name in ("updates", "tasks", "max_turns", "rank", "lr", "temperature"):
+            if getattr(self, name) <= 0:
+                raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")

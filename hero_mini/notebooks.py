@@ -1,0 +1,93 @@
+"""Running the notebooks: all in order for `make reproduce`, and in place for `make refresh`.
+
+papermill accepts a misspelt parameter without a word, so names are checked before anything starts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from tqdm.auto import tqdm
+
+from hero_mini.runtime import HeroError, atomic_write, nearest
+
+FOLDER = Path("notebooks")
+# metadata that differs from run to run and that no reader needs
+NOISE = "metadata.papermill metadata.widgets cell.metadata.execution cell.metadata.papermill metadata.language_info"
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks in teaching order. raises HeroError: there are none here"""
+    found = sorted(FOLDER.glob("[0-9]*.ipynb"))
+    if not found:
+        raise HeroError(f"no notebooks in {FOLDER.resolve()}; run the command from the repository's top folder")
+    return found
+
+
+def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
+    """raises HeroError: a name that the notebook's parameters cell does not define"""
+    known = papermill.inspect_notebook(str(notebook))
+    for name in parameters:
+        if name not in known:
+            raise HeroError(
+                f"{notebook.name} has no parameter {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
+            )
+
+
+def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
+    """Run one notebook with papermill, in the top folder, and write the executed page to `out`."""
+    check_parameters(notebook, parameters)
+    target = out / notebook.name
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(str(notebook), str(target), parameters, progress_bar=False, kernel_name="python3")
+    except papermill.PapermillExecutionError as problem:
+        raise HeroError(
+            f"{notebook.name} stopped at cell {problem.exec_count} ({problem.ename}: {problem.evalue}); "
+            f"the page up to there is {target}"
+        ) from problem
+    return target
+
+
+def reproduce(preset: str, parameters: dict[str, str], out: Path = Path("runs/notebooks")) -> None:
+    """All notebooks in order with one preset; prints where pages are and the table base -> HERO."""
+    notebooks = all_notebooks()
+    parameters = {"preset": preset, "out": str(out), **{k: _value(v) for k, v in parameters.items()}}
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    for notebook in tqdm(notebooks, desc="notebooks"):
+        execute(notebook, out, parameters)
+    print(f"\nexecuted pages: {out}/*.ipynb (open them with make lab, or any notebook viewer)")
+    for picture in sorted(out.rglob("*.png")):
+        print(f"figure: {picture}")
+    table = out / "base_hero.md"
+    if table.exists():
+        print("\n" + table.read_text())
+
+
+def _value(text: str) -> object:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def refresh() -> None:
+    """Re-execute the committed notebooks in place; twice in a row changes no byte."""
+    for notebook in tqdm(all_notebooks(), desc="refresh"):
+        work = notebook.with_name(f".{notebook.name}")
+        try:
+            papermill.execute_notebook(str(notebook), str(work), progress_bar=False, kernel_name="python3")
+            page = nbformat.read(work, as_version=4)
+            # papermill adds a cell only where parameters were injected; none are here
+            atomic_write(notebook, nbformat.writes(page) + "\n")
+        except papermill.PapermillExecutionError as problem:
+            raise HeroError(
+                f"{notebook.name} stopped at cell {problem.exec_count} ({problem.ename}: {problem.evalue}); "
+                "the committed page is unchanged"
+            ) from problem
+        finally:
+            work.unlink(missing_ok=True)
+        strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(notebook)]
+        subprocess.run([sys.executable, "-m", *strip], check=True)
