@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,3 +63,16 @@ def test_rows_hold_median_and_range() -> None:
     calls: list[str] = []
     bench.interleaved(lambda: calls.append("a"), lambda: calls.append("b"), pairs=2)
     assert calls == ["b", "a", "b", "a", "b"]
+
+
+def test_the_table_is_written_whole(tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "load_policy", lambda: tiny)
+    monkeypatch.setattr(bench, "one_pass_teacher", lambda _, turns: bench.Row(f"one_pass_{turns}", 3, 2, 4))
+    for name in ("cached_rollouts", "training_utilisation"):
+        monkeypatch.setattr(bench, name, lambda *_, name=name: bench.Row(name, 3, 2, 4))
+    rows = bench.main(tmp_path / "data" / "bench.csv", quick=True)
+    with open(tmp_path / "data" / "bench.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["name", "ratio", "low", "high", "command"]
+    assert [row["name"] for row in table] == [row.name for row in rows] and len(rows) == 6
+    assert 0 < float(table[-1]["ratio"]) < 1  # memory
