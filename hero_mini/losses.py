@@ -68,7 +68,7 @@ class _TokenDivergence(torch.autograd.Function):
     """The table at the top, a few rows at a time, with its slopes written out instead of recorded.
 
     For a (512, 49152) jsd with its gradient, one core needs half the time of the same three lines left to autograd
-    (a third under glibc's own memory settings), and 0.1 to 0.2 GB instead of 0.6 or more: autograd's intermediates,
+    (a quarter under glibc's own memory settings), and 0.1 to 0.2 GB instead of 0.6 or more: autograd's intermediates,
     (N, V) each, all live at once and travel through main memory.
     """
 
