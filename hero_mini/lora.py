@@ -20,12 +20,14 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 STUDENT, EMA = "default", "ema"
 
 
-def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> Policy:
+def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False, first_layer: int = 0) -> Policy:
     """The same policy with a fresh adapter that changes nothing yet (B = 0); its weights are the only trainable ones.
 
     rank: of every adapted matrix; alpha is twice the rank (our choice)
+    first_layer: the lowest layer that is adapted
     """
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+    layers = list(range(first_layer, policy.model.config.num_hidden_layers))
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, layers_to_transform=layers, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws A from the global generator
         model = get_peft_model(policy.model, config, adapter_name=STUDENT, autocast_adapter_dtype=False)

@@ -192,8 +192,8 @@ def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) ->
 def quality(turns: pd.DataFrame) -> pd.DataFrame:
     """How good reflections are, from `turn_rows`: a row per verdict of the oracle.
 
-    parsed: share of turns with a readable line; exact: with the oracle's verdict; corrected: with the oracle's corrected
-    action, of the turns where it has one
+    parsed: share of turns with a readable line; exact: with the oracle's verdict; corrected: of the turns where the
+    oracle has a corrected action, the share with the same one
     """
     graded = pd.DataFrame(
         {

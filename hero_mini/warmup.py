@@ -30,7 +30,7 @@ from hero_mini.runtime import HeroError, atomic_save, rng
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 
-CHECKPOINT_EVERY = 10  # optimiser steps
+CHECKPOINT_EVERY = 20  # optimiser steps
 MAX_DRAWS = 12  # tries to draw an action that fits a context before the example is dropped
 
 
@@ -39,15 +39,16 @@ class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
     env: str = "retail"
-    episodes: int = 480  # tasks of the warmup split, one scripted episode each
-    batch: int = 6  # episodes per optimiser step
+    episodes: int = 1000  # tasks of the warmup split, one scripted episode each
+    batch: int = 4  # episodes per optimiser step
     skill: float = 0.55  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
-    branches: int = 1  # examples of each local context per episode
-    demo_every: int = 6  # every so many episodes one with a demonstration, about the same number of scored turns
+    branch_every: int = 2  # every so many episodes one with an example of each local context
+    demo_every: int = 12  # and one with a demonstration, which is about six scored turns
     reflection_weight: float = 3.0  # weight of a reflection token against an action token
     rank: int = 16
-    lr: float = 1.5e-3  # peak; five steps up, then linear to zero
+    first_layer: int = 8  # the layers below are left as they are, which saves their backward pass
+    lr: float = 1.2e-3  # peak; five steps up, then linear to zero
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
 
@@ -87,8 +88,10 @@ class Example:
     weights: dict[int, float]
 
 
-def episode_example(policy: Policy, episode: Episode, draw: random.Random, config: WarmupConfig) -> Example:
-    """Acting on the trunk, reflecting at its end, and a few local contexts as branches."""
+def episode_example(
+    policy: Policy, episode: Episode, draw: random.Random, config: WarmupConfig, *, branches: bool
+) -> Example:
+    """Acting on the trunk, reflecting at its end and, with `branches`, one example of each local context."""
     rollout = episode.rollout
     tree = Tree()
     trunk = add_trunk(policy, tree, rollout, scored=[True] * len(rollout.turns))
@@ -98,14 +101,13 @@ def episode_example(policy: Policy, episode: Episode, draw: random.Random, confi
     end = tree.add(policy.message("system", question(rollout)) + policy.header(), end)
     (reflection,) = oracle([rollout])
     weights[tree.add([*policy.encode(reflection.text), policy.eos_id], end, scored=True)] = config.reflection_weight
-    for context in ("diagnosis_only", "env_feedback", "hero"):
-        for _ in range(config.branches):
-            t = draw.randrange(len(rollout.turns))
-            example = literal_example(context, episode, t, draw, config)
-            if example is not None:
-                text, target = example
-                ids = [*policy.encode(str(target)), policy.eos_id]
-                weights[add_branch(policy, tree, trunk.decisions[t], text, ids)] = 1.0
+    for context in ("diagnosis_only", "env_feedback", "hero") if branches else ():
+        t = draw.randrange(len(rollout.turns))
+        example = literal_example(context, episode, t, draw, config)
+        if example is not None:
+            text, target = example
+            ids = [*policy.encode(str(target)), policy.eos_id]
+            weights[add_branch(policy, tree, trunk.decisions[t], text, ids)] = 1.0
     return Example(tree, weights)
 
 
@@ -171,7 +173,8 @@ def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
     for index in range(first, first + config.batch):
         task = env.task_named(f"{config.env}/warmup/{index}")
         draw = rng(config.seed, "warmup", index)
-        found.append(episode_example(policy, scripted_episode(policy, task, draw, config), draw, config))
+        episode = scripted_episode(policy, task, draw, config)
+        found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
         if index % config.demo_every == 0 and (demo := demo_example(policy, task, draw, config)) is not None:
             found.append(demo)
     return found
@@ -190,7 +193,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
     """
     config = config or WarmupConfig()
-    student = add_student(policy, rank=config.rank, seed=config.seed)
+    student = add_student(policy, rank=config.rank, seed=config.seed, first_layer=config.first_layer)
     optimizer = AdapterOptimizer(student, lr=config.lr)
     checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch

@@ -13,8 +13,9 @@ FIRST = (
     "Mia Noah Yuki Omar Lena Ivan Aisha Liam Sofia Raj Emma Chen Fatima Lucas Olga Ethan Nora Diego Hana Amir".split()
 )
 LAST = (
-    "Lopez Kim Silva Patel Rossi Muller Khan Brown Sato Davis Ito Garcia Novak Santos Li Moore Ali Wilson Cruz Berg".split()
-)
+    "Lopez Kim Silva Patel Rossi Muller Khan Brown Sato Davis "
+    "Ito Garcia Novak Santos Li Moore Ali Wilson Cruz Berg"
+).split()
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "lamp": ("white", "black", "brass"),
     "mug": ("small", "medium", "large"),

@@ -1,0 +1,198 @@
+"""From figures/data to claims.csv, the figures and the README's tables. No number is typed anywhere else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hero_mini import probe, reflect
+from hero_mini.evaluate import by_task, interval, paired
+from hero_mini.runtime import atomic_write
+
+DATA = Path("figures/data")
+COLUMNS = [
+    "claim_id", "statement", "paper_value", "predicted_sign", "ours", "ci_low", "ci_high", "n_seeds", "n_tasks",
+    "verdict", "command", "commit", "date",
+]  # fmt: skip
+Estimate = tuple[float, float, float, int, int]  # value, low, high, seeds, tasks
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement whose sign was written down before the run, and how to estimate it from committed data."""
+
+    claim_id: str
+    statement: str
+    paper_value: str
+    predicted_sign: str  # "+", "-", "0", or a range such as "0.15..0.45"
+    sources: tuple[str, ...]  # files in figures/data
+    estimate: Callable[..., Estimate]
+    command: str
+
+
+def _agents(rows: pd.DataFrame, arm: str) -> pd.DataFrame:
+    return rows[rows["arm"] == arm]
+
+
+def _base_success(rows: pd.DataFrame) -> Estimate:
+    base = by_task(_agents(rows, "base"), "success")
+    return (*interval(base), *base.shape)
+
+
+def _gain(arm: str, column: str) -> Callable[[pd.DataFrame], Estimate]:
+    def estimate(rows: pd.DataFrame) -> Estimate:
+        trained, base = _agents(rows, arm), _agents(rows, "base")
+        return (*paired(trained, base, column), trained["seed"].nunique(), trained["task"].nunique())
+
+    return estimate
+
+
+def _reflection(turns: pd.DataFrame) -> Estimate:
+    turns = turns.assign(right=_right(turns))
+    per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
+    value, low, high = _ratio_interval(per_rollout)
+    return value, low, high, 1, len(per_rollout)
+
+
+def _right(turns: pd.DataFrame) -> pd.Series:
+    said = turns["said"].notna() & (turns["said"] != "necessary")
+    return said == (turns["truth"] != "necessary")
+
+
+def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:
+    """Mean over turns with an interval that resamples whole rollouts."""
+    draw = np.random.default_rng(29)
+    picks = draw.integers(len(parts), size=(2000, len(parts)))
+    sums = parts[picks].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return float(parts[:, 0].sum() / parts[:, 1].sum()), float(low), float(high)
+
+
+def _edge(name: str) -> Callable[[pd.DataFrame], Estimate]:
+    def estimate(edges: pd.DataFrame) -> Estimate:
+        of_probe = edges[edges["probe"] == name]
+        return (*probe.auc_interval(of_probe), 1, of_probe["rollout"].nunique())
+
+    return estimate
+
+
+_EVAL = "python -m hero_mini eval --preset full --out figures/data/hero_retail.csv"
+_PROBE = "python -m hero_mini probe --preset full --out figures/data/probe_retail"
+CLAIMS = [
+    Claim("base_success_retail", "The warmed-up agent solves some held-out tasks, with room to improve", "not given",
+          "0.15..0.45", ("hero_retail.csv",), _base_success, _EVAL),
+    Claim("hero_beats_base_retail", "HERO with the model's own reflections raises success over the base agent",
+          "higher", "+", ("hero_retail.csv",), _gain("hero", "success"), _EVAL),
+    Claim("hero_fewer_turns_retail", "HERO needs fewer turns than the base agent", "13.4 -> 9.6 (against GRPO)", "-",
+          ("hero_retail.csv",), _gain("hero", "turns"), _EVAL),
+    Claim("shuffled_no_gain_retail", "The same diagnoses dealt out at random do not raise success", "not given",
+          "0 or -", ("hero_retail.csv",), _gain("shuffled_hero", "success"), _EVAL),
+    Claim("reflection_accuracy_retail", "The model tells in hindsight whether a turn was necessary", "not given",
+          "0.85..1", ("probe_retail/reflection.csv",), _reflection, _PROBE),
+    Claim("teacher_edge_hero_retail", "The HERO teacher prefers good actions to others (AUC)", "not given", "0.8..1",
+          ("probe_retail/edge.csv",), _edge("hero"), _PROBE),
+    Claim("teacher_edge_shuffled_retail", "With shuffled diagnoses it has no such preference (AUC)", "not given",
+          "0.4..0.6", ("probe_retail/edge.csv",), _edge("shuffled_hero"), _PROBE),
+]  # fmt: skip
+
+
+def verdict(sign: str, value: float, low: float, high: float) -> str:
+    """Whether the predicted direction came out: the interval has to exclude 0, or the value to lie in the range.
+
+    >>> verdict("+", 0.2, 0.1, 0.3), verdict("+", 0.2, -0.1, 0.3), verdict("0.4..0.6", 0.52, 0.48, 0.57)
+    ('reproduced', 'not reproduced', 'reproduced')
+    """
+    if ".." in sign:
+        least, most = map(float, sign.split(".."))
+        held = least <= value <= most
+    else:
+        held = {"+": low > 0, "-": high < 0, "0 or -": low <= 0}[sign]
+    return "reproduced" if held else "not reproduced"
+
+
+def claims_table() -> pd.DataFrame:
+    """Every claim with our value where its data are there, an open row where they are not."""
+    rows = []
+    for c in CLAIMS:
+        row = dict.fromkeys(COLUMNS, "") | {
+            "claim_id": c.claim_id, "statement": c.statement, "paper_value": c.paper_value,
+            "predicted_sign": c.predicted_sign, "verdict": "not run yet", "command": c.command,
+        }  # fmt: skip
+        if all((DATA / s).exists() for s in c.sources):
+            tables = [pd.read_csv(DATA / s) for s in c.sources]
+            try:
+                value, low, high, seeds, tasks = c.estimate(*tables)
+            except (KeyError, IndexError, ValueError):  # the table lacks this arm so far
+                rows.append(row)
+                continue
+            row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
+            row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high)}
+            row |= {"commit": _last_commit(DATA / c.sources[0]), "date": date.today().isoformat()}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _last_commit(path: Path) -> str:
+    """The commit that made a data file what it is, or "uncommitted"."""
+    command = ["git", "log", "-1", "--format=%h", "--", str(path)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "uncommitted"
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A GitHub table; `|` in a cell is escaped."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def render(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the markers `<!-- name -->` and `<!-- /name -->` replaced by content."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the README has no place <!-- {name} --> ... <!-- /{name} -->")
+    return pattern.sub(lambda m: f"{m[1]}{content}{m[2] if m[2].startswith(chr(10)) else chr(10) + m[2]}", text)
+
+
+def claims_readme(claims: pd.DataFrame) -> str:
+    """The claims as the README shows them."""
+    shown = pd.DataFrame(
+        {
+            "claim": claims["statement"],
+            "paper": claims["paper_value"],
+            "predicted": claims["predicted_sign"],
+            "ours [95 %]": [
+                f"{r.ours} [{r.ci_low}, {r.ci_high}]" if r.ours != "" else "" for r in claims.itertuples(index=False)
+            ],
+            "seeds × tasks": [f"{r.n_seeds} × {r.n_tasks}" if r.ours != "" else "" for r in claims.itertuples()],
+            "verdict": claims["verdict"],
+        }
+    )
+    return markdown(shown)
+
+
+def report() -> None:
+    """Write figures/data/claims.csv, the figures and the README's tables; only data that are there are used."""
+    from hero_mini import figures
+
+    claims = claims_table()
+    atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
+    readme = Path("README.md")
+    atomic_write(readme, render(readme.read_text(), "claims", claims_readme(claims)))
+    if (DATA / "probe_retail/edge.csv").exists():
+        table = probe.summary(pd.read_csv(DATA / "probe_retail/edge.csv"))
+        figures.save(figures.edge_figure(table), "figures/edge_retail")
+        turns = pd.read_csv(DATA / "probe_retail/reflection.csv")
+        print(reflect.quality(turns).round(3).to_string(index=False))
+    if (DATA / "bench.csv").exists():
+        figures.save(figures.bench_figure(pd.read_csv(DATA / "bench.csv")), "figures/bench")
+    figures.save(figures.pipeline_figure(), "figures/pipeline")
+    print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))
