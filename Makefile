@@ -23,7 +23,6 @@ test: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q -m "not real"
 	$(PY) -m pytest -q -m real
-	$(if $(wildcard notebooks/*.ipynb),$(PY) -m pytest -q --nbval-lax --nbval-current-env notebooks)
 
 lab: $(READY)
 	$(PY) -m jupyter lab notebooks

@@ -129,6 +129,8 @@ def _database(draw: random.Random, lasts: list[str]) -> tuple[dict, str, list[st
     for who, n_orders in enumerate((draw.choice((2, 2, 3)), 1)):
         first, last = draw.choice(FIRST), draw.choice(lasts)
         tag = draw.randint(10, 99)
+        while any(user["email"] == f"{first.lower()}{tag}@mail.com" for user in users.values()):
+            tag = draw.randint(10, 99)  # one user per email, and so per id
         user_id = f"{first}_{last}_{tag}".lower()
         payments = [f"{kind}_{draw.randint(10, 99)}" for kind in draw.sample(("paypal", "credit_card", "gift_card"), 2)]
         shelf = draw.sample(list(products), 6)

@@ -1,0 +1,65 @@
+"""The command line: help that teaches, errors that name the near match, and exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hero_mini.cli import SIZES, build_parser, main
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["train", "--lrr", "1"], "did you mean '--lr'?"),
+        (["train", "--see", "1"], "did you mean '--seed'?"),  # no abbreviations
+        (["eval", "--preset", "qiuck"], "did you mean 'quick'?"),
+        (["rollout", "--split=tets"], "did you mean 'test'?"),
+    ],
+)
+def test_a_misspelt_name_gets_its_near_match(capsys, arguments, near):
+    assert near in error_of(capsys, *arguments)
+
+
+def test_a_misspelt_arm_is_refused_before_a_model_is_loaded(capsys):
+    assert main(["train", "--arm", "hreo"]) == 1
+    assert "did you mean 'hero'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["train", "--updates", "-1"], ["train", "--lr", "0"]])
+def test_numbers_out_of_range_are_refused(capsys, arguments):
+    assert main(arguments) == 1
+    assert "has to be above 0" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_one_sentence(capsys, tmp_path):
+    assert main(["reflect", "--reflector", "oracle", "--rollouts", str(tmp_path / "none.jsonl")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_every_command_has_help():
+    commands = next(a for a in build_parser()._actions if a.dest == "command").choices
+    expected = {"rollout", "reflect", "probe", "train", "eval", "warmup", "report", "bench", "reproduce", "refresh"}
+    assert set(commands) == expected
+    for parser in commands.values():
+        assert parser.description and parser.format_help()
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from hero_mini.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_presets_grow():
+    sizes = list(SIZES.values())
+    assert all(a[k] <= b[k] for a, b in zip(sizes, sizes[1:], strict=False) for k in a)

@@ -1,0 +1,71 @@
+"""The notebooks: well formed and executed (fast tier), and run by papermill with the smoke preset (second tier)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from hero_mini.notebooks import check_parameters, execute
+from hero_mini.runtime import HeroError
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
+NAMES = [n.stem for n in NOTEBOOKS]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_is_well_formed(path):
+    page = nbformat.read(path, as_version=4)
+    nbformat.validate(page)
+    code = [c for c in page.cells if c.cell_type == "code"]
+    assert sum("parameters" in tags(c) for c in code) == 1
+    assert any("raises-exception" in tags(c) for c in code), "one cell fails on purpose"
+    assert sum("solution" in tags(c) for c in code) >= 3, "three exercises with solutions"
+    assert page.cells[0].source.startswith("# ") and "?" in page.cells[0].source.split("\n")[0], (
+        "the title is a question"
+    )
+    too_long = [c.id for c in code if len(c.source.splitlines()) > 30]
+    assert not too_long
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_misspelt_parameter_is_refused(path):
+    with pytest.raises(HeroError, match="did you mean 'preset'"):
+        check_parameters(path, {"prest": "smoke"})
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_runs_with_the_smoke_preset(path, tmp_path):
+    page = nbformat.read(execute(path, tmp_path, {"preset": "smoke", "out": str(tmp_path)}), as_version=4)
+    failed = [
+        c.id
+        for c in page.cells
+        if c.cell_type == "code"
+        and "raises-exception" not in tags(c)
+        and any(o.output_type == "error" for o in c.outputs)
+    ]
+    assert not failed
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_printed_numbers_are_the_committed_ones(path, tmp_path):
+    """nbval compares the marked cells of a copy that runs the smoke preset: what they print must not depend on it."""
+    page = nbformat.read(path, as_version=4)
+    at = next(i for i, c in enumerate(page.cells) if "parameters" in tags(c))
+    page.cells.insert(at + 1, nbformat.v4.new_code_cell(f"preset, out = 'smoke', {str(tmp_path)!r}"))
+    copy = tmp_path / path.name
+    nbformat.write(page, copy)
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    checked = [c for c in page.cells if c.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in c.source]
+    assert checked and all(c.outputs for c in checked), "marked cells carry their outputs"
