@@ -14,7 +14,7 @@ import pandas as pd
 
 from hero_mini import probe, reflect
 from hero_mini.evaluate import by_task, interval, paired
-from hero_mini.runtime import atomic_write
+from hero_mini.runtime import HeroError, atomic_write
 
 DATA = Path("figures/data")
 COLUMNS = [
@@ -129,7 +129,7 @@ def claims_table() -> pd.DataFrame:
             tables = [pd.read_csv(DATA / s) for s in c.sources]
             try:
                 value, low, high, seeds, tasks = c.estimate(*tables)
-            except (KeyError, IndexError, ValueError):  # the table lacks this arm so far
+            except (KeyError, IndexError, ValueError, HeroError):  # the table lacks this arm so far
                 rows.append(row)
                 continue
             row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
