@@ -1,0 +1,272 @@
+"""Pictures: data in, matplotlib Figure out. One visual language for notebooks, README and projector.
+
+Okabe-Ito colours always come with a marker, a hatch or a word, so that greyscale loses nothing. Bands and whiskers are
+95 % intervals unless the text says otherwise, and what they were computed from (n) stands in the picture. Nothing here
+goes through pyplot, so no figure is shown twice and none stays open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from hero_mini.envs.base import VERDICTS
+from hero_mini.runtime import atomic_write
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS = "osD^vPX"
+VERDICT_STYLE = {  # colour and sign of a verdict, everywhere
+    "necessary": (GREEN, "●"),
+    "unnecessary": (SKY, "○"),
+    "invalid": (PURPLE, "■"),
+    "failed": (ORANGE, "▲"),
+    "harmful": (RED, "✖"),
+}
+LOOK = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "hero_mini",  # the same picture is the same file
+}
+
+
+def blank(width: float = 7.0, height: float = 3.6, *, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure in our look with its axes, row by row; width and height in inches."""
+    with mpl.rc_context(LOOK):
+        fig = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+        return fig, list(np.ravel(fig.subplots(rows, columns)))
+
+
+def save(fig: Figure, stem: str | Path) -> list[Path]:
+    """Write stem.svg and stem.png, the same bytes every time; returns the paths."""
+    stem, paths = Path(stem), []
+    for kind, metadata in {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}.items():
+        paths.append(atomic_write(stem.with_name(f"{stem.name}.{kind}"), render(fig, kind, metadata)))
+    return paths
+
+
+def render(fig: Figure, kind: str = "png", metadata: dict | None = None) -> bytes:
+    """The picture as the bytes of a file."""
+    buffer = BytesIO()
+    with mpl.rc_context(LOOK):
+        fig.savefig(buffer, format=kind, metadata={"Software": None} if metadata is None else metadata)
+    return buffer.getvalue()
+
+
+def _whiskers(ax: Axes, table: pd.DataFrame, value: str, labels: Sequence[str]) -> None:
+    """One point with its interval per row of the table, the first row on top."""
+    for i, row in enumerate(table.itertuples(index=False)):
+        middle, y = getattr(row, value), len(table) - 1 - i
+        low, high = getattr(row, "low", middle), getattr(row, "high", middle)
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        ax.plot([low, high], [y, y], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        ax.plot(middle, y, marker=marker, markersize=9, color=color)
+    ax.set_yticks(range(len(table) - 1, -1, -1), labels)
+    ax.set_ylim(-0.6, len(table) - 0.4)
+
+
+def edge_figure(table: pd.DataFrame) -> Figure:
+    """The teacher edge: columns context, auc, low, high, n (turns), as from `probe.summary`."""
+    fig, (ax,) = blank(7, 1.2 + 0.45 * len(table))
+    _whiskers(ax, table, "auc", [f"{r.context}  (n = {r.n})" for r in table.itertuples(index=False)])
+    for r, y in zip(table.itertuples(index=False), range(len(table) - 1, -1, -1), strict=True):
+        ax.annotate(f"{r.auc:.2f}", (r.auc, y), (0, 7), textcoords="offset points", ha="center", fontsize=10)
+    ax.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
+    ax.text(0.5, -0.55, " chance", va="bottom", fontsize=9)
+    ax.set_xlim(0, 1.02)
+    ax.set_xlabel("AUC: a good action has the larger teacher edge (n turns; bars: 95 % interval over rollouts)")
+    ax.xaxis.label.set_size(9.5)
+    return fig
+
+
+def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float | None = None) -> Figure:
+    """Rates of agents: columns agent, value, low, high and, optionally, n (tasks); nan where there is no interval."""
+    fig, (ax,) = blank(7, 1.2 + 0.45 * len(table))
+    names = [f"{r.agent}  (n = {r.n})" if "n" in table else str(r.agent) for r in table.itertuples(index=False)]
+    for i, r in enumerate(table.itertuples(index=False)):
+        y = len(table) - 1 - i
+        ax.barh(y, r.value, height=0.55, color=COLORS[i % len(COLORS)], alpha=0.35, edgecolor=BLACK, linewidth=0.6)
+        high = getattr(r, "high", np.nan)
+        end = r.value if np.isnan(high) else high
+        ax.text(end, y, f"  {r.value:.2f}", va="center", fontsize=10)
+    _whiskers(ax, table, "value", names)
+    if chance is not None:
+        ax.axvline(chance, color=BLACK, linestyle="--", linewidth=1)
+    ax.set_xlim(left=0, right=max(ax.get_xlim()[1], 0.1) * 1.08)
+    ax.set_xlabel(f"{label} (whiskers: 95 % interval over tasks)" if "low" in table else label)
+    return fig
+
+
+def learning_curves(
+    metrics: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "loss"), *, x: str = "env_turns"
+) -> Figure:
+    """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric.
+
+    A thin line per seed, the mean of the seeds with its arm's marker, and a band from the lowest to the highest seed.
+    """
+    fig, axes = blank(3.6 * len(columns), 3.2, columns=len(columns))
+    n_seeds = int(metrics.groupby("arm")["seed"].nunique().max())
+    for ax, column in zip(axes, columns, strict=True):
+        for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
+            by_seed = rows.pivot(index="update", columns="seed", values=column)
+            at = rows.groupby("update")[x].mean()
+            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "label": arm}
+            if by_seed.shape[1] > 1:
+                ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
+                ax.fill_between(at, by_seed.min(axis=1), by_seed.max(axis=1), color=style["color"], alpha=0.15)
+            ax.plot(at, by_seed.mean(axis=1), linewidth=2, markersize=5, **style)
+        ax.set_xlabel({"env_turns": "environment turns", "update": "updates"}.get(x, x))
+        ax.set_title(column, loc="left")
+    axes[0].legend(title=f"{n_seeds} seed{'s' * (n_seeds > 1)}; band: lowest to highest", fontsize=9, title_fontsize=8)
+    return fig
+
+
+def reflection_table_figure(turns: pd.DataFrame) -> Figure:
+    """Confusion of verdicts, from `reflect.turn_rows`: the oracle's in rows, the reflector's in columns, counts."""
+    said = turns["said"].fillna("no hint")
+    columns = [*VERDICTS, "no hint"]
+    counts = pd.crosstab(turns["truth"], said).reindex(index=VERDICTS, columns=columns, fill_value=0)
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    fig, (ax,) = blank(7, 3.8)
+    ax.grid(False)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), count in np.ndenumerate(counts.to_numpy()):
+        if count:
+            ax.text(j, i, str(count), ha="center", va="center", color="white" if shares.iat[i, j] > 0.55 else BLACK)
+    ax.set_xticks(range(len(columns)), columns, rotation=20)
+    ax.set_yticks(range(len(VERDICTS)), [f"{v}  (n = {counts.loc[v].sum()})" for v in VERDICTS])
+    ax.set_xlabel("the reflector's verdict")
+    ax.set_ylabel("the oracle's verdict")
+    return fig
+
+
+def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) -> Figure:
+    """Credit per token of one action, log π_T − log π_S in nats: a panel per context, hatched where negative."""
+    fig, axes = blank(max(5.0, 1.5 + 0.33 * len(tokens)), 1.4 * len(values) + 1.1, rows=len(values))
+    extent = max([0.1, *(abs(float(v)) for row in values.values() for v in row)]) * 1.15
+    for ax, (name, row) in zip(axes, values.items(), strict=True):
+        row = np.asarray(row, dtype=float)
+        bars = ax.bar(range(len(tokens)), row, color=np.where(row < 0, RED, BLUE), edgecolor=BLACK, linewidth=0.5)
+        for bar, value in zip(bars, row, strict=True):
+            bar.set_hatch("///" if value < 0 else "")
+        ax.axhline(0, color=BLACK, linewidth=0.8)
+        ax.set_ylim(-extent, extent)
+        ax.set_title(f"{name}: sum {row.sum():+.2f} nats", loc="left", fontsize=10)
+        ax.set_ylabel("nats")
+        ax.set_xticks(range(len(tokens)), [])
+    readable = [t.replace("\n", "⏎").replace("$", r"\$") for t in tokens]
+    axes[-1].set_xticks(range(len(tokens)), readable, rotation=90, family="monospace", fontsize=9)
+    return fig
+
+
+def divergence_figure(curves: pd.DataFrame, *, teacher: float, mark: float | None = None) -> Figure:
+    """Divergences between a student [p, 1-p] and a teacher [teacher, 1-teacher] over two tokens.
+
+    curves: column student (p), then one column per divergence, in nats; mark: a student to point at
+    """
+    fig, (ax,) = blank(7, 3.8)
+    every = max(1, len(curves) // 8)
+    for i, name in enumerate(c for c in curves if c != "student"):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        ax.plot(curves["student"], curves[name], color=color, marker=marker, markevery=every, label=name)
+        if mark is not None:
+            value = float(np.interp(mark, curves["student"], curves[name]))
+            ax.annotate(f"{value:.4f}", (mark, value), (6, 2), textcoords="offset points", fontsize=9)
+    ax.axvline(teacher, color=BLACK, linestyle="--", linewidth=1, label=f"teacher {teacher:g}")
+    if mark is not None:
+        ax.axvline(mark, color=BLACK, linestyle=":", linewidth=1, label=f"student {mark:g}")
+    ax.set_xlabel("the student's probability of the first of two tokens")
+    ax.set_ylabel("nats")
+    ax.legend(fontsize=9)
+    return fig
+
+
+def mask_figure(mask: np.ndarray, labels: Sequence[str], starts: Sequence[int]) -> Figure:
+    """Who sees whom in a tree of segments. mask: (S, S) bool, row sees column; a label and a first slot per segment."""
+    fig, (ax,) = blank(5.6, 4.8)
+    ax.grid(False)
+    ax.imshow(np.asarray(mask, dtype=bool), cmap=ListedColormap(["white", BLUE]), vmin=0, vmax=1)
+    ends = [*starts[1:], len(mask)]
+    middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+    for edge in starts[1:]:
+        ax.axhline(edge - 0.5, color=BLACK, linewidth=0.6)
+        ax.axvline(edge - 0.5, color=BLACK, linewidth=0.6)
+    ax.set_xticks(middles, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.set_yticks(middles, labels, fontsize=9)
+    ax.set_xlabel("sees these tokens (blue)")
+    ax.set_ylabel("a token of")
+    for side in ax.spines.values():
+        side.set_visible(True)
+    return fig
+
+
+def bench_figure(table: pd.DataFrame) -> Figure:
+    """Speed ratios: columns name, ratio, low, high, as in figures/data/bench.csv; growth with turns on the left."""
+    found = table["name"].str.extract(r"one_pass_teacher_(\d+)_turns")[0]
+    growth = table[found.notna()].assign(turns=found.dropna().astype(int)).sort_values("turns")
+    rest = table[found.isna()].reset_index(drop=True)
+    fig, (left, right) = blank(9.5, 3.4, columns=2)
+    left.plot(growth["turns"], growth["ratio"], color=BLUE, marker="o")
+    left.fill_between(growth["turns"], growth["low"], growth["high"], color=BLUE, alpha=0.2)
+    left.axhline(1, color=BLACK, linestyle="--", linewidth=1)
+    if len(growth):
+        left.set_xscale("log", base=2)
+        left.set_xticks(growth["turns"], growth["turns"].astype(str))
+    left.set_ylim(bottom=0)
+    left.set_xlabel("turns of the episode")
+    left.set_title("one-pass teacher: times as fast\nas turn by turn", loc="left", fontsize=10)
+    if len(rest):
+        _whiskers(right, rest, "ratio", [str(n).replace("_", " ") for n in rest["name"]])
+        for r, y in zip(rest.itertuples(index=False), range(len(rest) - 1, -1, -1), strict=True):
+            right.annotate(f"{r.ratio:.2f}", (r.ratio, y), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    right.set_xlim(left=0)
+    right.set_title("other ratios (band: lowest to highest pair)", loc="left", fontsize=10)
+    return fig
+
+
+def pipeline_figure() -> Figure:
+    """The method in one picture, numbered like the training loop and the notebooks."""
+    fig, (ax,) = blank(9.5, 3.9)
+    ax.set_axis_off()
+    ax.set_xlim(0, 10)
+    ax.set_ylim(0, 4.1)
+    steps = [
+        (0.1, BLUE, "1  roll out", "the student π_θ acts\na_t in context c_t;\nthe world answers o_{t+1}"),
+        (2.65, GREEN, "2  reflect", "the same model reads the\nfinished episode and R:\na diagnosis d_t, or none"),
+        (5.2, ORANGE, "3  score", "self-teacher π_T re-scores\na_t, given c_t, o_{t+1},\nR and d_t"),
+        (7.75, RED, "4  distil", "JSD(π_θ ‖ stop-grad π_T)\non the tokens of a_t,\nwhere d_t is not empty"),
+    ]
+    for x, color, title, text in steps:
+        box = FancyBboxPatch((x, 2.0), 2.1, 1.9, boxstyle="round,pad=0.03", facecolor="white", edgecolor=color, lw=2.5)
+        ax.add_patch(box)
+        ax.text(x + 0.1, 3.62, title, fontsize=13, weight="bold", va="center")
+        ax.text(x + 0.1, 2.72, text, fontsize=9.2, va="center", linespacing=1.35)
+    for x in (2.25, 4.8, 7.35):
+        ax.add_patch(FancyArrowPatch((x, 2.95), (x + 0.37, 2.95), arrowstyle="-|>", mutation_scale=16, lw=1.8))
+    log = FancyBboxPatch((3.9, 0.25), 2.2, 0.8, boxstyle="round,pad=0.03", facecolor="white", edgecolor=PURPLE, lw=2.5)
+    ax.add_patch(log)
+    ax.text(4.0, 0.82, "5  log", fontsize=13, weight="bold", va="center")
+    ax.text(4.0, 0.46, "one row of metrics", fontsize=9.2, va="center")
+    bend = {"arrowstyle": "-|>", "mutation_scale": 16, "lw": 1.8}
+    ax.add_patch(FancyArrowPatch((8.8, 1.92), (6.2, 0.65), connectionstyle="angle,angleA=-90,angleB=0,rad=8", **bend))
+    ax.add_patch(
+        FancyArrowPatch((3.8, 0.65), (1.15, 1.92), connectionstyle="angle,angleA=180,angleB=-90,rad=8", **bend)
+    )
+    ax.text(2.45, 0.78, "next update", fontsize=9.2, ha="center")
+    return fig

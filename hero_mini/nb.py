@@ -1,0 +1,237 @@
+"""What the notebooks share: sizes per preset, pictures with alt text, package source, and the trajectory viewer.
+
+Every output carries a plain-text twin, which GitHub, nbval and screen readers fall back on.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from hero_mini import envs, figures
+from hero_mini.models import Policy
+from hero_mini.reflect import Diagnosis, Reflection
+from hero_mini.rollout import Rollout, Turn, collect, load_rollouts, save_rollouts
+from hero_mini.runtime import HeroError, nearest
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a notebook does."""
+
+    rollouts: int  # rollouts that are looked at, reflected on and scored
+    updates: int  # updates of a training run
+    tasks: int  # tasks per update
+    eval_tasks: int  # held-out tasks of an evaluation
+    seeds: int  # training runs
+
+
+SIZES = {
+    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
+    "quick": Sizes(rollouts=32, updates=6, tasks=12, eval_tasks=60, seeds=1),
+    "full": Sizes(rollouts=200, updates=12, tasks=16, eval_tasks=200, seeds=3),
+}
+
+
+def sizes(preset: str) -> Sizes:
+    """raises HeroError: unknown preset"""
+    if preset not in SIZES:
+        raise HeroError(f"unknown preset {preset!r}{nearest(preset, SIZES)}; there are: {', '.join(SIZES)}")
+    return SIZES[preset]
+
+
+def live() -> bool:
+    """Whether a person can move widgets here: a Jupyter session, not papermill, not a test."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
+def versions(seed: int) -> None:
+    """Print what the results below depend on."""
+    packages = [f"{name} {version(name)}" for name in ("hero_mini", "torch", "transformers")]
+    print(", ".join([f"Python {platform.python_version()}", *packages, f"seed {seed}"]))
+
+
+# --- simple outputs --------------------------------------------------------------------------------------------------
+def _put(kind: str, content: str, plain: str, metadata: dict | None = None) -> None:
+    display({kind: content, "text/plain": plain}, raw=True, metadata={kind: metadata} if metadata else {})
+
+
+def say(markdown: str) -> None:
+    """A paragraph whose numbers come from code."""
+    _put("text/markdown", markdown, markdown)
+
+
+def show(fig: Figure, *, alt: str, name: str | Path | None = None) -> None:
+    """Show a picture. alt: what it shows, with its numbers; name: also save name.svg and name.png."""
+    if name is not None:
+        figures.save(fig, name)
+    _put("image/png", base64.b64encode(figures.render(fig)).decode(), f"Figure: {alt}", {"alt": alt})
+
+
+def source(*objects: object) -> None:
+    """The package's own code of functions or classes, so that a page never retypes it."""
+    text = "\n\n".join(inspect.getsource(o).rstrip() for o in objects)
+    fence = "`" * (3 + ("```" in text))
+    _put("text/markdown", f"{fence}python\n{text}\n{fence}", text)
+
+
+def table(df: pd.DataFrame, caption: str = "") -> None:
+    """A table with three decimals at most, its caption above."""
+    shown = df.copy()
+    for column in shown.select_dtypes("float"):
+        shown[column] = [f"{v:.3g}" if abs(v) < 1 else f"{v:.2f}" for v in shown[column]]
+        shown[column] = shown[column].replace("nan", "–")
+    shown = shown.astype(object).where(shown.notna(), "–")
+    html = shown.to_html(index=False, border=0, justify="left")  # escapes the cells
+    if caption:
+        html = html.replace("<thead>", f"<caption style='text-align:left'>{escape(caption)}</caption><thead>", 1)
+    _put("text/html", html, f"{caption}\n{shown.to_string(index=False)}".lstrip("\n"))
+
+
+def check(name: str, got: object, want: object, hint: str, *, tolerance: float = 1e-4) -> None:
+    """The verdict on an exercise: "correct", or the hint. Numbers (also in lists and tensors) may be rounded."""
+    try:
+        a, b = np.asarray(got), np.asarray(want)
+        numbers = np.issubdtype(a.dtype, np.number) and np.issubdtype(b.dtype, np.number)
+        right = (
+            a.shape == b.shape and bool(np.allclose(a, b, atol=tolerance, equal_nan=True)) if numbers else got == want
+        )
+        right = bool(right)
+    except (TypeError, ValueError):  # a reader's value may be anything
+        right = False
+    print(f"{name}: correct" if right else f"{name}: not yet. {hint}")
+
+
+# --- rollouts --------------------------------------------------------------------------------------------------------
+def fingerprint(policy: Policy) -> str:
+    """Eight hex digits that change with the weights: two models may share a name."""
+    digest = sha256(policy.name.encode())
+    for parameter in policy.model.parameters():
+        digest.update(parameter.detach().flatten()[::4099].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def rollouts(policy: Policy, n: int, *, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
+    """One rollout of each of the first n retail tasks; sampled once, then read from a file in `out`."""
+    name = Path(policy.name).name
+    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{split}-{n}-{seed}.jsonl"
+    if not file.exists():
+        tasks = envs.make("retail").tasks(split, n)
+        save_rollouts(file, collect(policy, "retail", tasks, seed=seed))
+    return load_rollouts(file)
+
+
+# --- the trajectory viewer -------------------------------------------------------------------------------------------
+BOX = "margin:.35em 0;padding:.3em .7em;border-left:.35em {style} {color};overflow-wrap:anywhere"
+
+
+def trajectory(
+    rollout: Rollout,
+    reflection: Reflection | None = None,
+    edges: Sequence[Sequence[float] | None] | None = None,
+    *,
+    policy: Policy | None = None,
+) -> None:
+    """A rollout as a conversation that can be read, with what a reflection says about each action.
+
+    edges: per turn, log π_T − log π_S of each action token in nats, or None; shades the tokens, blue and underlined
+        where the teacher likes a token better, red and dotted where it likes it less
+    policy: whose tokenizer splits the actions into tokens; without one an action is shaded as a whole, by its mean
+    raises HeroError: reflection or edges do not fit the rollout
+    """
+    for what, given in {"reflection": reflection and reflection.diagnoses, "edges": edges}.items():
+        if given is not None and len(given) != len(rollout.turns):
+            raise HeroError(
+                f"{what} has {len(given)} turns, the rollout {len(rollout.turns)}: they do not belong together"
+            )
+    html, plain = trajectory_html(rollout, reflection, edges, policy), trajectory_text(rollout, reflection, edges)
+    _put("text/html", html, plain)
+
+
+def trajectory_html(
+    rollout: Rollout,
+    reflection: Reflection | None = None,
+    edges: Sequence[Sequence[float] | None] | None = None,
+    policy: Policy | None = None,
+) -> str:
+    """Static HTML with inline styles only; transparent colours and inherited text fit a dark page and a light one."""
+    parts = [f"<p><b>{escape(_headline(rollout))}</b></p>"]
+    for i, turn in enumerate(rollout.turns):
+        parts.append(_said(turn.role, turn.observation))
+        diagnosis = reflection.diagnoses[i] if reflection else None
+        color, sign = figures.VERDICT_STYLE[diagnosis.verdict] if diagnosis else ("#888888", "·")
+        note = ""
+        if reflection:
+            note = f"<br><small><b>{sign} {escape(_hint(diagnosis))}</b></small>"
+        action = _tokens(turn, edges[i] if edges else None, policy)
+        style = BOX.format(style="solid", color=color)
+        parts.append(f"<div style='{style};margin-left:1.5em'><b>agent, turn {i + 1}:</b> {action}{note}</div>")
+    if rollout.turns:
+        parts.append(_said(rollout.turns[-1].next_role, rollout.turns[-1].next_observation))
+    return f"<div style='max-width:60em;line-height:1.5'>{''.join(parts)}</div>"
+
+
+def trajectory_text(
+    rollout: Rollout, reflection: Reflection | None = None, edges: Sequence[Sequence[float] | None] | None = None
+) -> str:
+    """The same as plain text."""
+    lines = [_headline(rollout)]
+    for i, turn in enumerate(rollout.turns):
+        lines += [f"  {turn.role}: {turn.observation}", f"{i + 1} agent: {turn.action}"]
+        if reflection:
+            lines.append(f"    = {_hint(reflection.diagnoses[i])}")
+        if edges and edges[i] is not None:
+            lines.append(f"    log π_T − log π_S = {float(sum(edges[i])):+.2f} nats")
+    if rollout.turns:
+        lines.append(f"  {rollout.turns[-1].next_role}: {rollout.turns[-1].next_observation}")
+    return "\n".join(lines)
+
+
+def _headline(rollout: Rollout) -> str:
+    return f"{rollout.task_id}: {'success' if rollout.success else 'failure'} after {len(rollout.turns)} turns"
+
+
+def _hint(diagnosis: Diagnosis | None) -> str:
+    return diagnosis.hint if diagnosis else "no diagnosis (empty hint)"
+
+
+def _said(role: str, text: str) -> str:
+    return f"<div style='{BOX.format(style='dotted', color='#888888')}'><i>{escape(role)}:</i> {escape(text)}</div>"
+
+
+def _tokens(turn: Turn, edge: Sequence[float] | None, policy: Policy | None) -> str:
+    """The action, token by token where that is possible; hovering tells the probability and the edge."""
+    if policy is None:
+        mean = None if edge is None else float(np.mean([float(e) for e in edge]))
+        return _shaded(turn.action, mean, "" if mean is None else f"mean log π_T − log π_S = {mean:+.2f} nats")
+    spans = []
+    for j, (token, logprob) in enumerate(zip(turn.token_ids, turn.logprobs, strict=True)):
+        piece = "⏹" if token == policy.eos_id else policy.decode([token])
+        value = None if edge is None else float(edge[j])
+        title = f"p = {np.exp(logprob):.3f}"
+        title += "" if value is None else f", log π_T − log π_S = {value:+.2f} nats"
+        spans.append(_shaded(piece, value, title))
+    return "".join(spans)
+
+
+def _shaded(text: str, value: float | None, title: str) -> str:
+    style = ""
+    if value is not None and abs(value) >= 0.05:
+        strength = min(0.6, 0.1 + 0.2 * abs(value))
+        rgb, line = ("0,114,178", "underline") if value > 0 else ("213,94,0", "underline dotted")
+        style = f" style='background:rgba({rgb},{strength:.2f});text-decoration:{line}'"
+    title = f" title='{escape(title)}'" if title else ""
+    return f"<span{style}{title}>{escape(text)}</span>"
