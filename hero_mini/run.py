@@ -15,7 +15,7 @@ import torch
 
 from hero_mini import envs
 from hero_mini.envs import Task
-from hero_mini.lora import AdapterOptimizer, add_student, update_ema
+from hero_mini.lora import AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
@@ -45,6 +45,7 @@ class Run:
         self.config, self.out = config, out
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
         self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
+        self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
         described = {**asdict(config), "model": policy.name}
         asked = json.dumps(described, indent=1) + "\n"
@@ -57,6 +58,8 @@ class Run:
             saved = torch.load(out / "checkpoint.pt", weights_only=False)
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
+            if self.ema:
+                self.ema.load_state(saved["ema"])
 
     @property
     def updates_done(self) -> int:
@@ -95,14 +98,17 @@ class Run:
             **{f"tokens_{phase}": u.encoded for phase, u in usage.items()},
             **clock.seconds,
         }
-        if self.config.teacher == "ema":
-            update_ema(self.student.model, self.config.ema_decay)
+        if self.ema:
+            self.ema.follow(self.optimizer)
         self.rows.append(row)
-        atomic_save(self.out / "checkpoint.pt", {"rows": self.rows, "optimizer": self.optimizer.state()})
         atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+        state = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
+        atomic_save(self.out / "checkpoint.pt", state)  # last: from here on the update counts as done
         return row
 
     def finish(self) -> None:
         """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
         with writing(self.out):
-            self.student.model.save_pretrained(self.out / "adapter", selected_adapters=["default"])
+            self.student.model.save_pretrained(
+                self.out / "adapter", selected_adapters=["default"], save_embedding_layers=False
+            )

@@ -216,5 +216,5 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         bar.set_postfix(nll=f"{loss:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0:
             atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
-    student.model.save_pretrained(out)
+    student.model.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub
     checkpoint.unlink(missing_ok=True)
