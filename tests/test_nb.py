@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from IPython.utils.capture import capture_output
 
 from hero_mini import envs, figures, nb
 from hero_mini.models import Policy
@@ -19,6 +18,7 @@ from hero_mini.rollout import Rollout, Turn
 from hero_mini.runtime import HeroError
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
+Shown = list[tuple[dict, dict]]
 HOSTILE = "<script>alert(1)</script> & '\"><img src=x onerror=alert(2)> {braces} <|im_end|>"
 
 
@@ -28,6 +28,14 @@ def rollout_of(policy: Policy, *texts: str) -> Rollout:
              "tool", HOSTILE, {}) for text in texts
     )  # fmt: skip
     return Rollout("retail", f"retail/train/0{HOSTILE}", 0, "system", turns, 0.0, True, False)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """What was displayed: (data, metadata) of every output."""
+    outputs: Shown = []
+    monkeypatch.setattr(nb, "display", lambda data, raw, metadata: outputs.append((data, metadata)))
+    return outputs
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def test_unknown_preset_names_the_near_one() -> None:
 def test_trajectory_escapes_everything(tiny: Policy, with_policy: bool) -> None:
     rollout = rollout_of(tiny, HOSTILE, "bye")
     reflection = Reflection((Diagnosis("failed", HOSTILE, HOSTILE), None), "")
-    edges = [torch.linspace(-2, 2, len(t.token_ids)) for t in rollout.turns]
+    edges = [torch.full((len(t.token_ids),), sign) for t, sign in zip(rollout.turns, (2.0, -2.0), strict=True)]
     html = nb.trajectory_html(rollout, reflection, edges, tiny if with_policy else None)
     assert set(re.findall(r"</?(\w+)", html)) <= {"div", "p", "b", "i", "span", "br", "small"}
     assert re.findall(r" (\w+)=", re.sub(r"='[^']*'", "=", "".join(re.findall(r"<[^>]*>", html)))).count("onerror") == 0
@@ -57,11 +65,10 @@ def test_trajectory_escapes_everything(tiny: Policy, with_policy: bool) -> None:
         assert f"p = {np.exp(-0.5):.3f}, log" in html  # the probability on hover
 
 
-def test_trajectory_has_a_plain_twin(scripted: list[Rollout]) -> None:
+def test_trajectory_has_a_plain_twin(scripted: list[Rollout], shown: Shown) -> None:
     (reflection,) = oracle(scripted[:1])
-    with capture_output() as captured:
-        nb.trajectory(scripted[0], reflection)
-    data = captured.outputs[0].data
+    nb.trajectory(scripted[0], reflection)
+    data, _ = shown[0]
     assert set(data) == {"text/html", "text/plain"}
     for turn, diagnosis in zip(scripted[0].turns, reflection.diagnoses, strict=True):
         assert turn.action in data["text/plain"] and diagnosis.verdict in data["text/plain"]
@@ -75,21 +82,19 @@ def test_trajectory_refuses_what_does_not_fit(tiny: Policy) -> None:
         nb.trajectory(rollout, None, [[0.0]])
 
 
-def test_show_carries_alt_text_and_saves(tmp_path: Path) -> None:
-    with capture_output() as captured:
-        nb.show(figures.pipeline_figure(), alt="five steps", name=tmp_path / "sub" / "pipeline")
-    output = captured.outputs[0]
-    assert output.metadata["image/png"]["alt"] == "five steps" and output.data["text/plain"] == "Figure: five steps"
+def test_show_carries_alt_text_and_saves(tmp_path: Path, shown: Shown) -> None:
+    nb.show(figures.pipeline_figure(), alt="five steps", name=tmp_path / "sub" / "pipeline")
+    data, metadata = shown[0]
+    assert metadata["image/png"]["alt"] == "five steps" and data["text/plain"] == "Figure: five steps"
     first = {p.name: p.read_bytes() for p in (tmp_path / "sub").iterdir()}
     assert set(first) == {"pipeline.png", "pipeline.svg"}
     figures.save(figures.pipeline_figure(), tmp_path / "sub" / "pipeline")
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "sub").iterdir()}, "the same figure, the same bytes"
 
 
-def test_table_escapes_and_rounds() -> None:
-    with capture_output() as captured:
-        nb.table(pd.DataFrame({"a": ["<b>", None], "x": [0.123456, float("nan")]}), caption="1 < 2")
-    data = captured.outputs[0].data
+def test_table_escapes_and_rounds(shown: Shown) -> None:
+    nb.table(pd.DataFrame({"a": ["<b>", None], "x": [0.123456, float("nan")]}), caption="1 < 2")
+    data, _ = shown[0]
     assert "<b>" not in data["text/html"] and "1 &lt; 2" in data["text/html"] and "0.123<" in data["text/html"]
     assert data["text/plain"].startswith("1 < 2\n")
 
@@ -105,12 +110,11 @@ def test_check(capsys: pytest.CaptureFixture[str], got: object, want: object, ri
     assert capsys.readouterr().out == ("exercise: correct\n" if right else "exercise: not yet. look again\n")
 
 
-def test_source_and_say() -> None:
-    with capture_output() as captured:
-        nb.source(nb.sizes)
-        nb.say("**0.5** nats")
-    assert "def sizes(preset: str)" in captured.outputs[0].data["text/markdown"]
-    assert captured.outputs[1].data["text/plain"] == "**0.5** nats"
+def test_source_and_say(shown: Shown) -> None:
+    nb.source(nb.sizes)
+    nb.say("**0.5** nats")
+    assert "def sizes(preset: str)" in shown[0][0]["text/markdown"]
+    assert shown[1][0]["text/plain"] == "**0.5** nats"
 
 
 def test_rollouts_are_sampled_once_per_weights(tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
