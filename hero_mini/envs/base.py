@@ -21,6 +21,7 @@ VERDICTS: tuple[str, ...] = get_args(Verdict)
 SPLITS = ("warmup", "train", "validation", "test")
 STOP = "###STOP###"  # the scripted user's last word, as in tau-bench
 MAX_ACTION_CHARS = 2000  # longer text is answered with an error instead of being parsed
+MAX_DEPTH = 8  # levels of lists and objects in an action's JSON
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,10 @@ def parse_action(text: str) -> Action:
         try:
             call = json.loads(text)
             name, arguments = call["name"], call.get("arguments", {})
+            json.dumps(call, ensure_ascii=False, allow_nan=False).encode()  # no NaN and no half of a character
         except (ValueError, KeyError, TypeError, RecursionError):
+            call = None
+        if call is None or _deeper(call, MAX_DEPTH):
             return Action("", {}, "Error: the JSON of the action could not be read")
         if not isinstance(name, str) or not isinstance(arguments, dict):
             return Action("", {}, "Error: the JSON of the action needs a name and arguments")
@@ -122,6 +126,12 @@ def parse_action(text: str) -> Action:
             arguments[key] = number
         rest = rest[found.end() :]
     return Action(name, arguments)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other on more than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(v, levels - 1) for v in inner))
 
 
 def said(outputs: Sequence[str], text: str) -> bool:
