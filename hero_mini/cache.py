@@ -31,9 +31,7 @@ class Step:
     cache: Cache
     rows: Tensor  # (T,) cache row of each token
     slots: Tensor  # (T,) slot in that row, which is also its position
-    spans: list[
-        tuple[int, int, int, Tensor]
-    ]  # rows with several new tokens: row, first token, end, mask (group * new, seen)
+    spans: list[tuple[int, int, int, Tensor]]  # rows with more: row, first token, end, mask (group * new, seen)
     alone: Tensor  # (A,) rows with one new token
     alone_tokens: Tensor  # (R,) where it stands in the flat sequence; 0 for the other rows of the cache
     alone_mask: Tensor  # (R, 1, 1, width - shared) added to the scores: hides the slots behind each row's end
