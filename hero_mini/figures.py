@@ -41,7 +41,6 @@ LOOK = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.axisbelow": True,
-    "legend.frameon": False,
     "svg.hashsalt": "hero_mini",  # the same picture is the same file
 }
 
@@ -90,8 +89,9 @@ def edge_figure(table: pd.DataFrame) -> Figure:
     ax.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
     ax.text(0.5, -0.55, " chance", va="bottom", fontsize=9)
     ax.set_xlim(0, 1.02)
-    ax.set_xlabel("AUC: a good action has the larger teacher edge (n turns; bars: 95 % interval over rollouts)")
-    ax.xaxis.label.set_size(9.5)
+    ax.set_xlabel(
+        "AUC: how often a good action has the larger teacher edge\n(n turns; bars: 95 % interval over rollouts)"
+    )
     return fig
 
 
@@ -133,7 +133,12 @@ def learning_curves(
             ax.plot(at, by_seed.mean(axis=1), linewidth=2, markersize=5, **style)
         ax.set_xlabel({"env_turns": "environment turns", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
-    axes[0].legend(title=f"{n_seeds} seed{'s' * (n_seeds > 1)}; band: lowest to highest", fontsize=9, title_fontsize=8)
+    axes[0].legend(
+        frameon=False,
+        title=f"{n_seeds} seed{'s' * (n_seeds > 1)}; band: lowest to highest",
+        fontsize=9,
+        title_fontsize=8,
+    )
     return fig
 
 
@@ -170,7 +175,7 @@ def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) 
         ax.set_title(f"{name}: sum {row.sum():+.2f} nats", loc="left", fontsize=10)
         ax.set_ylabel("nats")
         ax.set_xticks(range(len(tokens)), [])
-    readable = [t.replace("\n", "⏎").replace("$", r"\$") for t in tokens]
+    readable = [t.replace("\n", "⏎").replace("⏹", "[end]").replace("$", r"\$") for t in tokens]
     axes[-1].set_xticks(range(len(tokens)), readable, rotation=90, family="monospace", fontsize=9)
     return fig
 
@@ -193,7 +198,7 @@ def divergence_figure(curves: pd.DataFrame, *, teacher: float, mark: float | Non
         ax.axvline(mark, color=BLACK, linestyle=":", linewidth=1, label=f"student {mark:g}")
     ax.set_xlabel("the student's probability of the first of two tokens")
     ax.set_ylabel("nats")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, frameon=False)
     return fig
 
 
@@ -247,23 +252,40 @@ def pipeline_figure() -> Figure:
     ax.set_xlim(0, 10)
     ax.set_ylim(0, 4.1)
     steps = [
-        (0.1, BLUE, "1  roll out", "the student π_θ acts\na_t in context c_t;\nthe world answers o_{t+1}"),
-        (2.65, GREEN, "2  reflect", "the same model reads the\nfinished episode and R:\na diagnosis d_t, or none"),
-        (5.2, ORANGE, "3  score", "self-teacher π_T re-scores\na_t, given c_t, o_{t+1},\nR and d_t"),
-        (7.75, RED, "4  distil", "JSD(π_θ ‖ stop-grad π_T)\non the tokens of a_t,\nwhere d_t is not empty"),
+        (
+            0.1,
+            BLUE,
+            "1  roll out",
+            "the student $\\pi_\\theta$ acts: $a_t$\nin context $c_t$; the\nworld answers $o_{t+1}$",
+        ),
+        (
+            2.65,
+            GREEN,
+            "2  reflect",
+            "the same model reads the\nfinished episode and $R$:\na diagnosis $d_t$, or none",
+        ),
+        (5.2, ORANGE, "3  score", "self-teacher $\\pi_T$ re-scores\n$a_t$, given $c_t$, $o_{t+1}$,\n$R$ and $d_t$"),
+        (
+            7.75,
+            RED,
+            "4  distil",
+            "JSD($\\pi_\\theta$ ‖ stop-grad $\\pi_T$)\non the tokens of $a_t$,\nwhere $d_t$ is not empty",
+        ),
     ]
     for x, color, title, text in steps:
         box = FancyBboxPatch((x, 2.0), 2.1, 1.9, boxstyle="round,pad=0.03", facecolor="white", edgecolor=color, lw=2.5)
         ax.add_patch(box)
         ax.text(x + 0.1, 3.62, title, fontsize=13, weight="bold", va="center")
-        ax.text(x + 0.1, 2.72, text, fontsize=9.2, va="center", linespacing=1.35)
+        ax.text(x + 0.1, 2.72, text, fontsize=10, va="center", linespacing=1.35)
     for x in (2.25, 4.8, 7.35):
-        ax.add_patch(FancyArrowPatch((x, 2.95), (x + 0.37, 2.95), arrowstyle="-|>", mutation_scale=16, lw=1.8))
+        ax.add_patch(
+            FancyArrowPatch((x, 2.95), (x + 0.37, 2.95), arrowstyle="-|>", mutation_scale=16, lw=1.8, color=BLACK)
+        )
     log = FancyBboxPatch((3.9, 0.25), 2.2, 0.8, boxstyle="round,pad=0.03", facecolor="white", edgecolor=PURPLE, lw=2.5)
     ax.add_patch(log)
     ax.text(4.0, 0.82, "5  log", fontsize=13, weight="bold", va="center")
     ax.text(4.0, 0.46, "one row of metrics", fontsize=9.2, va="center")
-    bend = {"arrowstyle": "-|>", "mutation_scale": 16, "lw": 1.8}
+    bend = {"arrowstyle": "-|>", "mutation_scale": 16, "lw": 1.8, "color": BLACK}
     ax.add_patch(FancyArrowPatch((8.8, 1.92), (6.2, 0.65), connectionstyle="angle,angleA=-90,angleB=0,rad=8", **bend))
     ax.add_patch(
         FancyArrowPatch((3.8, 0.65), (1.15, 1.92), connectionstyle="angle,angleA=180,angleB=-90,rad=8", **bend)
