@@ -10,6 +10,7 @@ The line names the tool so that a small model does not lose its place; the hint 
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import urllib.request
@@ -74,7 +75,7 @@ def line(number: int, turn: Turn, diagnosis: Diagnosis) -> str:
 
 def _called(turn: Turn) -> str:
     action = parse_action(turn.action)
-    return "message" if action.name == "respond" else action.name[:40] or "unreadable"
+    return "message" if action.name == "respond" else re.sub(r"\s", "_", action.name[:40]) or "unreadable"
 
 
 _LINE = re.compile(
@@ -90,7 +91,7 @@ def parse_reflection(text: str, n_turns: int) -> Reflection:
     """
     found: dict[int, Diagnosis] = {}
     malformed = []
-    for raw in text.strip().splitlines():
+    for raw in filter(str.strip, text.splitlines()):
         match = _LINE.fullmatch(raw.strip())
         number = int(match[1]) if match and len(match[1]) < 5 else 0
         if not 1 <= number <= n_turns or number in found:
@@ -143,15 +144,19 @@ def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: floa
         story += f"\n{last.next_role}: {last.next_observation}\n{question(rollout)}"
         body = {"model": model, "messages": [*messages, {"role": "user", "content": story}], "temperature": 0}
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
-        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+        where = f"{url.rstrip('/')}/chat/completions"
         try:
+            request = urllib.request.Request(where, json.dumps(body).encode(), headers)
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return json.load(answer)["choices"][0]["message"]["content"]
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as problem:
+                text = json.load(answer)["choices"][0]["message"]["content"]
+            if not isinstance(text, str):
+                raise ValueError("the answer holds no text")
+        except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as problem:
             raise HeroError(
-                f"the reflector at {url} gave no chat completion ({problem}); "
+                f"the reflector at {url} gave no chat completion ({problem!r}); "
                 "check the address, the model name and the key"
             ) from problem
+        return text
 
     return lambda rollouts: [parse_reflection(ask(r), len(r.turns)) for r in rollouts]
 
