@@ -78,21 +78,23 @@ def add_trunk(
     """
     here = grown.add(policy.message("system", rollout.system_prompt))
     if demo is not None:
-        here = grown.add(policy.message("system", demonstration_text(demo)), here)
+        shown = policy.message("system", demonstration_text(demo))
+        here = grown.add(shown, here, label=f"the demonstration of {demo.task_id}")
     decisions, actions = [], []
     for number, turn in enumerate(rollout.turns, 1):
-        here = grown.add(policy.message(turn.role, turn.observation), here)
+        label = f"turn {number} of {rollout.task_id}"
+        here = grown.add(policy.message(turn.role, turn.observation), here, label=label)
         decisions.append(here)
-        here = grown.add(policy.header(), here)
-        here = grown.add(turn.token_ids, here, scored=scored[number - 1], label=f"turn {number} of {rollout.task_id}")
+        here = grown.add(policy.header(), here, label=label)
+        here = grown.add(turn.token_ids, here, scored=scored[number - 1], label=label)
         actions.append(here)
-        here = grown.add(close_action(policy, turn.token_ids), here)
+        here = grown.add(close_action(policy, turn.token_ids), here, label=label)
     return Trunk(tuple(decisions), tuple(actions), here)
 
 
 def add_branch(policy: Policy, grown: Tree, decision: int, text: str, action: Sequence[int], label: str = "") -> int:
     """Hang one privileged context and one action on a decision point; returns the node of the scored action."""
-    node = grown.add(policy.message("system", text) + policy.header(), decision)
+    node = grown.add(policy.message("system", text) + policy.header(), decision, label=label)
     return grown.add(action, node, scored=True, label=label)
 
 
