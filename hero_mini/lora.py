@@ -6,6 +6,7 @@ adapter that follows the first slowly is the EMA teacher (Tarvainen and Valpola 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,21 +22,21 @@ STUDENT, EMA = "default", "ema"
 
 
 def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False, first_layer: int = 0) -> Policy:
-    """The same policy with a fresh adapter that changes nothing yet (B = 0); its weights are the only trainable ones.
+    """A policy with a fresh adapter that changes nothing yet (B = 0); its weights are the only trainable ones.
 
+    The policy passed in stays as it is and shares its frozen weights with the student.
     rank: of every adapted matrix; alpha is twice the rank (our choice)
     first_layer: the lowest layer that is adapted
     """
     layers = list(range(first_layer, policy.model.config.num_hidden_layers))
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, layers_to_transform=layers, bias="none")
+    base = copy.deepcopy(policy.model, {id(p): p for p in policy.model.parameters()})  # peft rebuilds its modules
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws A from the global generator
-        model = get_peft_model(policy.model, config, adapter_name=STUDENT, autocast_adapter_dtype=False)
+        model = get_peft_model(base, config, adapter_name=STUDENT, autocast_adapter_dtype=False)
         if ema:
             model.add_adapter(EMA, config, autocast_adapter_dtype=False)
-    if ema:
-        update_ema(model, 0.0)
-        model.set_adapter(STUDENT)
+    model.set_adapter(STUDENT)
     model.eval()  # no dropout anywhere: student and teacher differ in weights and context alone
     return replace(policy, model=model)
 
@@ -43,14 +44,6 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False, firs
 def student_weights(model: PeftModel) -> dict[str, Tensor]:
     """The trainable tensors of the student by name, in a fixed order."""
     return {name: p for name, p in model.named_parameters() if f".{STUDENT}." in name}
-
-
-@torch.no_grad()
-def update_ema(model: PeftModel, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * student; decay 0 copies the student."""
-    weights = dict(model.named_parameters())
-    for name, p in student_weights(model).items():
-        weights[name.replace(f".{STUDENT}.", f".{EMA}.")].lerp_(p, 1.0 - decay)
 
 
 @contextmanager
@@ -105,4 +98,36 @@ class AdapterOptimizer:
             for name, master in self.masters.items():
                 master.copy_(state["masters"][name])
         self.adam.load_state_dict(state["adam"])
+        self._write_back()
+
+
+class Ema:
+    """The EMA adapter: a slow average of the student, in float32 for the same reason."""
+
+    def __init__(self, policy: Policy, *, decay: float):
+        students = student_weights(policy.model)
+        every = dict(policy.model.named_parameters())
+        self.weights = {name: every[name.replace(f".{STUDENT}.", f".{EMA}.")] for name in students}
+        self.averages = {name: p.detach().float().clone() for name, p in students.items()}
+        self.decay = decay
+        self._write_back()
+
+    @torch.no_grad()
+    def follow(self, optimizer: AdapterOptimizer) -> None:
+        """average <- decay * average + (1 - decay) * student."""
+        for name, average in self.averages.items():
+            average.lerp_(optimizer.masters[name], 1.0 - self.decay)
+        self._write_back()
+
+    def _write_back(self) -> None:
+        with torch.no_grad():
+            for name, p in self.weights.items():
+                p.copy_(self.averages[name])
+
+    def state(self) -> dict:
+        return {"averages": self.averages}
+
+    def load_state(self, state: dict) -> None:
+        for name, average in self.averages.items():
+            average.copy_(state["averages"][name])
         self._write_back()
