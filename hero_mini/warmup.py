@@ -39,7 +39,7 @@ class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
     env: str = "retail"
-    episodes: int = 1000  # tasks of the warmup split, one scripted episode each
+    episodes: int = 800  # tasks of the warmup split, one scripted episode each
     batch: int = 4  # episodes per optimiser step
     skill: float = 0.55  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
@@ -48,7 +48,8 @@ class WarmupConfig:
     reflection_weight: float = 3.0  # weight of a reflection token against an action token
     rank: int = 16
     first_layer: int = 8  # the layers below are left as they are, which saves their backward pass
-    lr: float = 1.2e-3  # peak; five steps up, then linear to zero
+    lr: float = 1.2e-3  # peak, after five steps
+    lr_fall: float = 0.8  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
 
@@ -212,7 +213,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
             share = weighted_nll(student, [batch[i] for i in group]) / total
             share.backward()
             loss += share.item()
-        optimizer.step(config.lr * min((step + 1) / 5, (steps - step) / steps))
+        optimizer.step(config.lr * min((step + 1) / 5, 1 - config.lr_fall * step / steps))
         bar.set_postfix(nll=f"{loss:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0:
             atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
