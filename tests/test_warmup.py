@@ -1,0 +1,319 @@
+"""The warm-up's examples: what they teach, that targets obey the text, and that nothing in them favours the expert."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hero_mini.warmup
+from hero_mini import envs
+from hero_mini.envs import Env
+from hero_mini.models import Policy
+from hero_mini.reflect import oracle
+from hero_mini.runtime import HeroError
+from hero_mini.tree import logprobs
+from hero_mini.warmup import (
+    Episode,
+    Example,
+    WarmupConfig,
+    demo_example,
+    episode_example,
+    examples,
+    literal_example,
+    scripted_episode,
+    warm_up,
+    weighted_nll,
+)
+
+CONFIG = WarmupConfig()
+LOCAL = ("diagnosis_only", "env_feedback", "hero")
+TINY = WarmupConfig(episodes=8, batch=2, rank=4, first_layer=1, max_turns=2, demo_every=4, lr=0.01)
+
+
+class Letters:
+    """Stands in for the policy where only the text matters."""
+
+    eos_id, newline = 0, [1]
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def header(self) -> list[int]:
+        return [2]
+
+    def message(self, role: str, text: str) -> list[int]:
+        return [3, *self.encode(text)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One literal example: the state it is about, its words, what it teaches."""
+
+    context: str
+    state: Env
+    text: str
+    target: str
+    kind: str  # what its words ask for
+
+
+@cache
+def drawn() -> list[Drawn]:
+    """An example of every local context on every turn of many episodes."""
+    found = []
+    for task in envs.make("retail").tasks("train", 120):
+        draw = random.Random(task.index)
+        episode = scripted_episode(Letters(), task, draw, CONFIG)
+        for t, state in enumerate(episode.states):
+            for context in LOCAL:
+                example = literal_example(context, episode, t, draw, CONFIG)
+                if example is not None:
+                    text, target = example
+                    found.append(Drawn(context, state, text, str(target), kind(text)))
+    return found
+
+
+def kind(text: str) -> str:
+    if "Diagnosis of your next action: " in text:
+        hint = text.split("Diagnosis of your next action: ")[1]
+        return "necessary" if hint == "necessary" else "corrected" if ". Better: " in hint else "blamed"
+    return "success" if text.endswith("Outcome: success.") else "failure"
+
+
+def of(**wanted: str) -> Iterator[Drawn]:
+    return (d for d in drawn() if all(getattr(d, name) == value for name, value in wanted.items()))
+
+
+def answer_in(text: str) -> str:
+    return re.match(r"Answer to your next action: (.*)\nOutcome: ", text, re.DOTALL)[1]
+
+
+def answer_to(state: Env, action: str) -> str:
+    return state.clone().step(action)[0]
+
+
+def verdict_of(state: Env, action: str) -> str:
+    told = state.clone().step(action)[4]["oracle"]
+    return f"{told['verdict']}, {told['cause']}"
+
+
+def is_error(answer: str) -> bool:
+    return answer.startswith(("Error: ", "Unknown action "))
+
+
+# --- scripted episodes -----------------------------------------------------------------------------------------------
+def test_scripted_episodes_have_bad_habits_and_some_success() -> None:
+    """Skill decides: always the expert, or a base agent with room to improve."""
+    tasks = envs.make("retail").tasks("train", 60)
+
+    def share(skill: float) -> float:
+        config = replace(CONFIG, skill=skill)
+        return sum(scripted_episode(Letters(), t, random.Random(t.index), config).rollout.success for t in tasks) / 60
+
+    assert share(1.0) == 1.0 and share(0.0) < 0.1
+    assert 0.2 < share(CONFIG.skill) < 0.7
+
+
+def test_a_scripted_episode_is_a_rollout_with_its_states() -> None:
+    task = envs.make("retail").tasks("train", 1)[0]
+    episode = scripted_episode(Letters(), task, random.Random(0), CONFIG)
+    assert episode.rollout == scripted_episode(Letters(), task, random.Random(0), CONFIG).rollout
+    assert len(episode.states) == len(episode.rollout.turns)
+    for number, (state, turn) in enumerate(zip(episode.states, episode.rollout.turns, strict=True)):
+        assert state.turn == number
+        assert answer_to(state, turn.action) == turn.next_observation
+        assert turn.token_ids == (*Letters().encode(turn.action), Letters.eos_id)
+    after = episode.rollout.turns[1:]
+    assert [t.observation for t in after] == [t.next_observation for t in episode.rollout.turns[:-1]]
+
+
+# --- the words are obeyed --------------------------------------------------------------------------------------------
+def test_every_kind_of_context_occurs() -> None:
+    counts = Counter((d.context, d.kind) for d in drawn())
+    assert set(counts) == {
+        *((c, k) for c in ("hero", "diagnosis_only") for k in ("necessary", "corrected", "blamed")),
+        *(("env_feedback", k) for k in ("success", "failure")),
+    }
+    assert min(counts.values()) > 30
+    per_context = Counter(d.context for d in drawn())
+    assert max(per_context.values()) < 1.1 * min(per_context.values())  # equal shares
+
+
+def test_a_correction_is_followed() -> None:
+    for d in of(kind="corrected"):
+        assert d.text.split(". Better: ", 1)[1] == d.target
+
+
+def test_what_is_called_right_gets_its_answer() -> None:
+    for d in of(context="hero", kind="necessary"):
+        assert answer_to(d.state, d.target) == answer_in(d.text)
+    for d in of(context="env_feedback", kind="success"):
+        assert answer_to(d.state, d.target) == answer_in(d.text)
+
+
+def test_a_failure_after_an_error_is_not_repeated() -> None:
+    errors = 0
+    for d in of(context="env_feedback", kind="failure"):
+        if is_error(answer_in(d.text)):
+            errors += 1
+            assert answer_to(d.state, d.target) != answer_in(d.text)
+    assert errors > 20
+
+
+def test_blame_without_a_correction_is_avoided() -> None:
+    for d in of(kind="blamed"):
+        blamed = d.text.split("Diagnosis of your next action: ")[1]
+        assert verdict_of(d.state, d.target) != blamed
+
+
+def test_words_do_not_depend_on_worth() -> None:
+    """Outcome, "necessary" and corrections stand beside good and bad actions alike."""
+    worth = defaultdict(Counter)
+    for d in drawn():
+        good = verdict_of(d.state, d.target).startswith("necessary")
+        worth[d.kind][good] += 1
+        if d.context != "diagnosis_only":
+            worth["success" in d.text.split("Outcome: ")[1][:8]][good] += 1
+    for name in ("necessary", "corrected", "success", "failure", True, False):
+        assert min(worth[name][True], worth[name][False]) > 0.2 * worth[name].total(), (name, worth[name])
+
+
+# --- nobody's side is taken ------------------------------------------------------------------------------------------
+def is_expert(state: Env, action: str) -> bool:
+    return action == str(state.expert())
+
+
+def redraw(d: Drawn, draw: random.Random) -> str | None:
+    """An action of the bad-habit policy under the same words, drawn by rejection; None if there is none."""
+    other = str(d.state.scripted(draw, CONFIG.skill))  # a correction is better than some other action
+    for _ in range(12):
+        action = str(d.state.scripted(draw, CONFIG.skill))
+        if d.kind == "corrected" and action == other:
+            continue
+        if d.kind == "failure" and is_error(answer_in(d.text)) and answer_to(d.state, action) == answer_in(d.text):
+            continue
+        return action
+    return None
+
+
+@pytest.mark.parametrize("context", LOCAL)
+@pytest.mark.parametrize("which", ["necessary", "corrected", "success", "failure"])
+def test_targets_are_the_expert_as_often_as_the_bad_habit_policy_is(context: str, which: str) -> None:
+    """...under the same words, and no more often than without any words."""
+    found = list(of(context=context, kind=which))
+    if not found:
+        return
+    draw = random.Random(0)
+    states = [(d, again) for d in found for _ in range(3) if (again := redraw(d, draw)) is not None]
+    mine = sum(is_expert(d.state, d.target) for d in found) / len(found)
+    base = sum(is_expert(d.state, again) for d, again in states) / len(states)
+    noise = (0.25 / len(found) + 0.25 / len(states) * 3) ** 0.5
+    assert abs(mine - base) < 3 * noise, (mine, base, noise)
+    if which != "failure":  # an error in the words rules out a bad action
+        plain = sum(is_expert(d.state, str(d.state.scripted(draw, CONFIG.skill))) for d in found) / len(found)
+        assert mine < plain + 3 * (0.5 / len(found)) ** 0.5
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+def first_episode(policy: Policy | Letters, config: WarmupConfig = CONFIG) -> Episode:
+    return scripted_episode(policy, envs.make("retail").tasks("warmup", 1)[0], random.Random(0), config)
+
+
+def test_an_episode_teaches_acting_reflecting_and_reading() -> None:
+    episode = first_episode(Letters())
+    (reflection,) = oracle([episode.rollout])
+    plain = episode_example(Letters(), episode, random.Random(0), CONFIG, branches=False)
+    scored = {n: node for n, node in enumerate(plain.tree.nodes) if node.scored}
+    assert set(plain.weights) == set(scored)
+    taught = [node.ids for node in scored.values()]
+    assert taught[:-1] == [turn.token_ids for turn in episode.rollout.turns]
+    assert taught[-1] == (*Letters().encode(reflection.text), Letters.eos_id)
+    assert list(plain.weights.values()) == [1.0] * len(episode.rollout.turns) + [CONFIG.reflection_weight]
+    full = episode_example(Letters(), episode, random.Random(0), CONFIG, branches=True)
+    assert 1 <= len(full.weights) - len(plain.weights) <= len(LOCAL)
+    assert set(full.weights) == {n for n, node in enumerate(full.tree.nodes) if node.scored}
+    assert all(node.ids[-1] == Letters.eos_id for node in full.tree.nodes if node.scored)
+
+
+def test_a_demonstration_is_a_success_that_is_followed() -> None:
+    found = 0
+    for task in envs.make("retail").tasks("warmup", 12):
+        example = demo_example(Letters(), task, random.Random(task.index), CONFIG)
+        if example is None:
+            continue
+        found += 1
+        text = "".join(map(chr, example.tree.nodes[1].ids))
+        actions = ["".join(map(chr, node.ids[:-1])) for node in example.tree.nodes if node.scored]
+        assert "A successful run of this task:" in text
+        assert re.findall(r"^agent: (.*)$", text, re.MULTILINE) == actions
+        env = envs.make("retail")
+        env.reset(options={"task": task})
+        assert [env.step(action)[1] for action in actions][-1] == 1.0
+    assert found > 8
+
+
+def test_examples_are_named_by_their_episode(tiny: Policy) -> None:
+    """A step's trees do not depend on what was drawn before them, so a resumed run sees what it would have seen."""
+
+    def ids(found: list[Example]) -> list:
+        return [[node.ids for node in e.tree.nodes] for e in found]
+
+    late = ids(examples(tiny, 3, CONFIG))
+    examples(tiny, 0, CONFIG)
+    assert ids(examples(tiny, 3, CONFIG)) == late != ids(examples(tiny, 3, replace(CONFIG, seed=1)))
+    assert len(late) == CONFIG.batch + 1  # episode 12 has a demonstration beside it
+
+
+def test_the_loss_is_the_weighted_sum(tiny: Policy) -> None:
+    batch = examples(tiny, 0, TINY)
+    by_hand = sum(
+        -weight * of_tree[node].sum().item()
+        for e, of_tree in zip(batch, logprobs(tiny, [e.tree for e in batch]), strict=True)
+        for node, weight in e.weights.items()
+    )
+    assert weighted_nll(tiny, batch).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+# --- the whole warm-up on a tiny model -------------------------------------------------------------------------------
+def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(hero_mini.warmup, "CHECKPOINT_EVERY", 1)
+    losses = []
+    whole_nll = weighted_nll
+
+    def noted(policy, group):
+        value = whole_nll(policy, group)
+        losses.append(value.item())
+        return value
+
+    monkeypatch.setattr(hero_mini.warmup, "weighted_nll", noted)
+    warm_up(tiny, tmp_path / "whole", TINY, progress=False)
+
+    class Killed(BaseException):
+        pass
+
+    def dies(policy, step, config):
+        if step == 2:
+            raise Killed
+        return examples(policy, step, config)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(hero_mini.warmup, "examples", dies)
+        warm_up(tiny, tmp_path / "parts", TINY, progress=False)
+    assert not (tmp_path / "parts").exists() and (tmp_path / "parts.checkpoint").exists()
+    with pytest.raises(HeroError, match="other settings"):
+        warm_up(tiny, tmp_path / "parts", replace(TINY, lr=0.5), progress=False)
+    warm_up(tiny, tmp_path / "parts", TINY, progress=False)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+    assert any("lora_B" in name and value.abs().sum() > 0 for name, value in one.items())
+    assert all(".layers.1." in name for name in one)
+    assert not list(tmp_path.glob("*.checkpoint"))
+    assert len(losses) >= 8
