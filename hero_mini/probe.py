@@ -85,7 +85,7 @@ def edge_rows(
         for t, (turn, own, told) in enumerate(zip(r.turns, student[i].logprobs, teacher[i].logprobs, strict=True))
         if told is not None
     ]
-    return pd.DataFrame(rows, columns=["rollout", "turn", "good", "edge"])
+    return pd.DataFrame(rows, columns=["rollout", "turn", "good", "edge"]).astype({"good": bool, "edge": float})
 
 
 def auc(good: np.ndarray, edge: np.ndarray) -> float:

@@ -81,7 +81,7 @@ def table(values: np.ndarray, seeds: list[int]) -> pd.DataFrame:
     """Rows of (seeds, tasks) values."""
     return pd.DataFrame(
         [
-            {"task": f"t{t}", "seed": seed, "trial": 0, "success": values[s, t]}
+            {"task": f"t{t:02d}", "seed": seed, "trial": 0, "success": values[s, t]}
             for s, seed in enumerate(seeds)
             for t in range(values.shape[1])
         ]
@@ -120,7 +120,7 @@ def test_one_base_serves_all_seeds() -> None:
 def test_other_tasks_are_refused() -> None:
     a = table(np.zeros((1, 3)), [0])
     with pytest.raises(HeroError, match="different tasks"):
-        paired(a, a[a["task"] != "t1"], "success")
+        paired(a, a[a["task"] != "t01"], "success")
 
 
 # --- floors ----------------------------------------------------------------------------------------------------------
