@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -62,6 +64,22 @@ def versions(seed: int) -> None:
     """Print what the results below depend on."""
     packages = [f"{name} {version(name)}" for name in ("hero_mini", "torch", "transformers")]
     print(", ".join([f"Python {platform.python_version()}", *packages, f"seed {seed}"]))
+
+
+def short_errors(shell: InteractiveShell | None) -> None:
+    """Show a HeroError as its one sentence: the remedy is in it, and a traceback would print folders of this machine.
+
+    It stays an error: a run without a person stops there, unless the cell is tagged `raises-exception`.
+    """
+
+    def show_sentence(shell: InteractiveShell, kind: type, error: Exception, trace: object, tb_offset: object = None):
+        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+
+    if shell is not None:
+        shell.set_custom_exc((HeroError,), show_sentence)
+
+
+short_errors(get_ipython())
 
 
 # --- simple outputs --------------------------------------------------------------------------------------------------

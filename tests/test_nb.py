@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from hero_mini import envs, figures, nb
 from hero_mini.models import Policy
@@ -161,3 +162,12 @@ def test_live_is_a_jupyter_session(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not nb.live()
     monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
     assert nb.live()
+
+
+def test_errors_show_their_sentence_only(capsys: pytest.CaptureFixture[str]) -> None:
+    shell = InteractiveShell()
+    nb.short_errors(shell)
+    result = shell.run_cell("from hero_mini import nb\nnb.sizes('qiuck')")
+    assert isinstance(result.error_in_exec, HeroError)
+    said = capsys.readouterr().out
+    assert said.strip() == f"HeroError: {result.error_in_exec}"
