@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from papermill.execute import remove_error_markers
 from tqdm.auto import tqdm
 
 from hero_mini.runtime import HeroError, atomic_write, nearest
@@ -38,18 +39,32 @@ def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
             )
 
 
+def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> None:
+    """papermill, but a cell tagged `raises-exception` may raise (papermill runs on behind it and then complains).
+
+    raises HeroError: another cell raised; `target` holds the page
+    """
+    try:
+        papermill.execute_notebook(str(notebook), str(target), parameters, progress_bar=False, kernel_name="python3")
+    except papermill.PapermillExecutionError:
+        page = nbformat.read(target, as_version=4)
+        for cell in page.cells:
+            for output in cell.get("outputs", []):
+                if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                    raise HeroError(
+                        f"{notebook.name} stopped at cell {cell.execution_count} ({output.ename}: {output.evalue}); "
+                        f"the page up to there is {target}"
+                    ) from None
+        remove_error_markers(page)
+        atomic_write(target, nbformat.writes(page) + "\n")
+
+
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
-    """Run one notebook with papermill, in the top folder, and write the executed page to `out`."""
+    """Run one notebook in the top folder and write the executed page to `out`."""
     check_parameters(notebook, parameters)
     target = out / notebook.name
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(str(notebook), str(target), parameters, progress_bar=False, kernel_name="python3")
-    except papermill.PapermillExecutionError as problem:
-        raise HeroError(
-            f"{notebook.name} stopped at cell {problem.exec_count} ({problem.ename}: {problem.evalue}); "
-            f"the page up to there is {target}"
-        ) from problem
+    run_page(notebook, target, parameters)
     return target
 
 
@@ -78,15 +93,8 @@ def refresh() -> None:
     for notebook in tqdm(all_notebooks(), desc="refresh"):
         work = notebook.with_name(f".{notebook.name}")
         try:
-            papermill.execute_notebook(str(notebook), str(work), progress_bar=False, kernel_name="python3")
-            page = nbformat.read(work, as_version=4)
-            # papermill adds a cell only where parameters were injected; none are here
-            atomic_write(notebook, nbformat.writes(page) + "\n")
-        except papermill.PapermillExecutionError as problem:
-            raise HeroError(
-                f"{notebook.name} stopped at cell {problem.exec_count} ({problem.ename}: {problem.evalue}); "
-                "the committed page is unchanged"
-            ) from problem
+            run_page(notebook, work, {})  # without parameters papermill adds no cell
+            atomic_write(notebook, work.read_text())
         finally:
             work.unlink(missing_ok=True)
         strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(notebook)]

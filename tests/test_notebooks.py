@@ -77,3 +77,21 @@ def test_printed_numbers_are_the_committed_ones(path, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     checked = [c for c in page.cells if c.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in c.source]
     assert checked and all(c.outputs for c in checked), "marked cells carry their outputs"
+
+
+def page_of(path: Path, *cells: tuple[str, list[str]]) -> Path:
+    made = [nbformat.v4.new_code_cell(source, metadata={"tags": list(names)}) for source, names in cells]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
+    return path
+
+
+def test_only_an_announced_error_is_accepted(tmp_path):
+    parameters = ("preset: str = 'quick'", ["parameters"])
+    announced = page_of(tmp_path / "a.ipynb", parameters, ("1 / 0", ["raises-exception"]), ("print(preset)", []))
+    done = nbformat.read(execute(announced, tmp_path / "out", {"preset": "smoke"}), as_version=4)
+    assert done.cells[-1].outputs[0].text == "smoke\n"
+    assert len([c for c in done.cells if c.cell_type == "markdown"]) == 0, "no error markers stay"
+    broken = page_of(tmp_path / "b.ipynb", parameters, ("1 / 0", ["raises-exception"]), ("{}['x']", []))
+    with pytest.raises(HeroError, match="KeyError"):
+        execute(broken, tmp_path / "out", {"preset": "smoke"})
