@@ -9,14 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from hero_mini.config import SIZES, TrainConfig  # no torch: --help stays quick
 from hero_mini.runtime import HeroError, nearest
-
-PRESETS = ("smoke", "quick", "full")
-SIZES = {  # preset -> rollouts or tasks a command works on, and updates of a training run
-    "smoke": {"n": 4, "updates": 1, "tasks": 2},
-    "quick": {"n": 32, "updates": 6, "tasks": 12},
-    "full": {"n": 200, "updates": 12, "tasks": 16},
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,7 +64,7 @@ def build_parser() -> Parser:
     def work_options(sub: Parser, *, split: str) -> None:
         sub.add_argument("--env", default="retail", choices=["retail"])
         sub.add_argument("--split", default=split, choices=["warmup", "train", "validation", "test"])
-        sub.add_argument("--preset", default="quick", choices=PRESETS, help="how much: a minute, a laptop, the tables")
+        sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
 
@@ -97,9 +91,7 @@ def build_parser() -> Parser:
 
     sub = command("train", _train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)
-    from hero_mini.config import TrainConfig  # light: no torch, so --help stays quick
-
-    sub.add_argument("--preset", default="quick", choices=PRESETS, help="how many updates of how many tasks")
+    sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
     for field in fields(TrainConfig):
         kind = {"int": int, "float": float, "str": str}[str(field.type).split(" |")[0]]
         default = None if field.name in ("updates", "tasks") else field.default
@@ -121,9 +113,9 @@ def build_parser() -> Parser:
 
     command("report", _report, "Recompute claims.csv, figures and the README's tables from figures/data.")
     sub = command("bench", _bench, "Speed as ratios, measured side by side, into figures/data/bench.csv.")
-    sub.add_argument("--preset", default="full", choices=PRESETS)
+    sub.add_argument("--preset", default="full", choices=SIZES)
     sub = command("reproduce", _reproduce, "Execute the notebooks in order into runs/notebooks and print the outcome.")
-    sub.add_argument("--preset", default="quick", choices=PRESETS)
+    sub.add_argument("--preset", default="quick", choices=SIZES)
     sub.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     command("refresh", _refresh, "Re-execute the committed notebooks in place.")
     return parser
@@ -148,7 +140,7 @@ def _rollouts(options: argparse.Namespace, policy):
     from hero_mini import envs
     from hero_mini.rollout import collect
 
-    tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset]["n"])
+    tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
     return collect(policy, options.env, tasks, seed=options.seed, progress=True)
 
 
@@ -196,12 +188,11 @@ def _probe(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from hero_mini.config import TrainConfig
     from hero_mini.train import train
 
     values = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
     for name in ("updates", "tasks"):
-        values[name] = values[name] or SIZES[options.preset][name]
+        values[name] = values[name] or getattr(SIZES[options.preset], name)
     config = TrainConfig(**values)
     out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
     train(_policy(options), config, out, progress=True)
@@ -214,7 +205,7 @@ def _eval(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import evaluate, floors, interval
     from hero_mini.runtime import atomic_write
 
-    n = options.n or SIZES[options.preset]["n"]
+    n = options.n or SIZES[options.preset].rollouts
     rows = evaluate(
         _policy(options), options.env, split=options.split, n_tasks=n, k=options.k, seed=options.seed, progress=True
     ).assign(arm=options.label)

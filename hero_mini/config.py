@@ -1,4 +1,4 @@
-"""The arms and the settings of a training run: the one place for their defaults. Imports no torch."""
+"""The arms, the settings of a training run and the presets: the one place for their defaults. Imports no torch."""
 
 from __future__ import annotations
 
@@ -52,3 +52,28 @@ class TrainConfig:
         for name in ("updates", "tasks", "max_turns", "rank", "lr", "temperature"):
             if getattr(self, name) <= 0:
                 raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a notebook or a command does."""
+
+    rollouts: int  # rollouts (or tasks, on the command line) that are looked at, reflected on and scored
+    updates: int  # updates of a training run
+    tasks: int  # tasks per update
+    eval_tasks: int  # held-out tasks of an evaluation
+    seeds: int  # training runs
+
+
+SIZES = {
+    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
+    "quick": Sizes(rollouts=32, updates=6, tasks=12, eval_tasks=60, seeds=1),
+    "full": Sizes(rollouts=200, updates=12, tasks=16, eval_tasks=200, seeds=3),
+}
+
+
+def sizes(preset: str) -> Sizes:
+    """raises HeroError: unknown preset"""
+    if preset not in SIZES:
+        raise HeroError(f"unknown preset {preset!r}{nearest(preset, SIZES)}; there are: {', '.join(SIZES)}")
+    return SIZES[preset]

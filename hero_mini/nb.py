@@ -10,7 +10,6 @@ import inspect
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from importlib.metadata import version
@@ -24,35 +23,12 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from hero_mini import envs, figures
+from hero_mini.config import SIZES as SIZES
+from hero_mini.config import sizes as sizes
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout, Turn, collect, load_rollouts, save_rollouts
-from hero_mini.runtime import HeroError, nearest
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much a notebook does."""
-
-    rollouts: int  # rollouts that are looked at, reflected on and scored
-    updates: int  # updates of a training run
-    tasks: int  # tasks per update
-    eval_tasks: int  # held-out tasks of an evaluation
-    seeds: int  # training runs
-
-
-SIZES = {
-    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
-    "quick": Sizes(rollouts=32, updates=6, tasks=12, eval_tasks=60, seeds=1),
-    "full": Sizes(rollouts=200, updates=12, tasks=16, eval_tasks=200, seeds=3),
-}
-
-
-def sizes(preset: str) -> Sizes:
-    """raises HeroError: unknown preset"""
-    if preset not in SIZES:
-        raise HeroError(f"unknown preset {preset!r}{nearest(preset, SIZES)}; there are: {', '.join(SIZES)}")
-    return SIZES[preset]
+from hero_mini.runtime import HeroError
 
 
 def live() -> bool:

@@ -213,12 +213,17 @@ def quality(turns: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def blame(turns: pd.DataFrame) -> dict[str, float]:
-    """Accuracy, balanced accuracy, precision and recall of "this turn was not necessary", from `turn_rows`.
+def blamed(turns: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Per turn of `turn_rows`, whether it was truly not necessary, and whether the reflector says so.
 
     An empty hint blames nothing, so it counts as "necessary".
     """
-    truth, said = turns["truth"] != "necessary", turns["said"].notna() & (turns["said"] != "necessary")
+    return turns["truth"] != "necessary", turns["said"].notna() & (turns["said"] != "necessary")
+
+
+def blame(turns: pd.DataFrame) -> dict[str, float]:
+    """Accuracy, balanced accuracy, precision and recall of "this turn was not necessary", from `turn_rows`."""
+    truth, said = blamed(turns)
     recall, specificity = said[truth].mean(), (~said[~truth]).mean()
     return {
         "accuracy": float((truth == said).mean()),

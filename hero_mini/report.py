@@ -55,15 +55,11 @@ def _gain(arm: str, column: str) -> Callable[[pd.DataFrame], Estimate]:
 
 
 def _reflection(turns: pd.DataFrame) -> Estimate:
-    turns = turns.assign(right=_right(turns))
+    truth, said = reflect.blamed(turns)
+    turns = turns.assign(right=truth == said)
     per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
     value, low, high = _ratio_interval(per_rollout)
     return value, low, high, 1, len(per_rollout)
-
-
-def _right(turns: pd.DataFrame) -> pd.Series:
-    said = turns["said"].notna() & (turns["said"] != "necessary")
-    return said == (turns["truth"] != "necessary")
 
 
 def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ import torch
 
 from hero_mini import envs
 from hero_mini.envs import Task
-from hero_mini.lora import AdapterOptimizer, Ema, add_student
+from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
@@ -110,5 +110,5 @@ class Run:
         """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
         with writing(self.out):
             self.student.model.save_pretrained(
-                self.out / "adapter", selected_adapters=["default"], save_embedding_layers=False
+                self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
             )

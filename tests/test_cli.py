@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
-from hero_mini.cli import SIZES, build_parser, main
+from hero_mini.cli import build_parser, main
+from hero_mini.config import SIZES
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -61,5 +63,5 @@ def test_help_does_not_load_torch():
 
 
 def test_presets_grow():
-    sizes = list(SIZES.values())
+    sizes = [asdict(s) for s in SIZES.values()]
     assert all(a[k] <= b[k] for a, b in zip(sizes, sizes[1:], strict=False) for k in a)

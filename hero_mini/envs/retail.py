@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from hero_mini.envs import retail_script as script
 from hero_mini.envs.base import STOP, Action, Task, parse_action, said
-from hero_mini.envs.retail_tasks import REASONS, TRANSFER, make_task
+from hero_mini.envs.retail_tasks import REASONS, TRANSFER, WRITES, make_task
 from hero_mini.runtime import HeroError
 
 SYSTEM_PROMPT = """Retail agent. Find the user, read the order, get a yes before a write, transfer what is out of scope.
@@ -35,7 +35,6 @@ TOOLS: dict[str, tuple[str, ...]] = {  # name -> required arguments, in the orde
     "exchange_delivered_order_items": ("order_id", "item_ids", "new_item_ids", "payment_method_id"),
     TRANSFER: ("summary",),
 }
-WRITES = tuple(TOOLS)[4:8]
 
 
 class ToolError(Exception):
@@ -124,7 +123,7 @@ class Retail:
         info = {
             "role": role,
             "action": {"name": parsed.name, "arguments": parsed.arguments},
-            "valid": parsed.error is None and (parsed.name == "respond" or parsed.name in TOOLS) and not _bad(parsed),
+            "valid": parsed.error is None and _bad(parsed) is None,
             "changed": changed,
             "error": error,
             "repeated": repeated,
@@ -180,8 +179,6 @@ class Retail:
     # -- the tools ----------------------------------------------------------------------------------------------
 
     def _call(self, action: Action) -> str:
-        if action.name not in TOOLS:
-            raise ToolError(f"Unknown action {action.name[:40]}")
         if (problem := _bad(action)) is not None:
             raise ToolError(problem)
         result = getattr(self, f"_{action.name}")(**action.arguments)

@@ -10,7 +10,7 @@ import random
 from typing import TYPE_CHECKING
 
 from hero_mini.envs.base import STOP, Action
-from hero_mini.envs.retail_tasks import REASONS, TRANSFER, WRITE_TOOL, find_user
+from hero_mini.envs.retail_tasks import REASONS, TRANSFER, WRITE_TOOL, WRITES, find_user
 
 if TYPE_CHECKING:
     from hero_mini.envs.retail import Retail
@@ -77,11 +77,11 @@ def _verdict(
     if error is not None:
         if error.startswith("Unknown action") or not error.startswith("Error: "):
             return "invalid", "unknown action"
-        known_errors = ("not found", "invalid reason", "cannot be", "should match", "not found or available")
+        known_errors = ("not found", "invalid reason", "cannot be", "should match")
         if not any(part in error for part in known_errors):
             return "invalid", "bad arguments"
         return "failed", error.removeprefix("Error: ")
-    if action.name in WRITE_TOOL.values():
+    if action.name in WRITES:
         if action in before.task.gold:
             return ("necessary", "") if before.confirmed else ("harmful", "no yes from the user")
         return "harmful", "wrong order" if action.arguments["order_id"] != target["order"] else "wrong write"
@@ -145,11 +145,12 @@ def _habits(env: Retail, draw: random.Random) -> list[tuple[float, Action]]:
             if order in env.read or target["order"] in env.read
         ]
         habits += _writes(env, draw)
+    best = expert(env)
     products = {p: None for order in env.listed if order in env.read for p in env.db["orders"][order]["items"].values()}
     habits += [
         (0.5, Action("get_product_details", {"product_id": product}))
         for product in products
-        if expert(env) != Action("get_product_details", {"product_id": product})
+        if best != Action("get_product_details", {"product_id": product})
     ]
     return habits
 

@@ -13,8 +13,7 @@ FIRST = (
     "Mia Noah Yuki Omar Lena Ivan Aisha Liam Sofia Raj Emma Chen Fatima Lucas Olga Ethan Nora Diego Hana Amir".split()
 )
 LAST = (
-    "Lopez Kim Silva Patel Rossi Muller Khan Brown Sato Davis "
-    "Ito Garcia Novak Santos Li Moore Ali Wilson Cruz Berg"
+    "Lopez Kim Silva Patel Rossi Muller Khan Brown Sato Davis Ito Garcia Novak Santos Li Moore Ali Wilson Cruz Berg"
 ).split()
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "lamp": ("white", "black", "brass"),
@@ -37,6 +36,7 @@ WRITE_TOOL = {
     "exchange": "exchange_delivered_order_items",
     "modify": "modify_pending_order_items",
 }
+WRITES = tuple(WRITE_TOOL.values())
 
 
 def make_task(split: str, index: int, seed: int = 0) -> Task:
