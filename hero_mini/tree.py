@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from hero_mini.runtime import HeroError
 
@@ -101,7 +102,7 @@ class Scored:
     @cached_property
     def logprobs(self) -> Tensor:
         """(N,) natural-log probability of each token."""
-        return self.logits.gather(-1, self.ids[:, None]).squeeze(-1) - self.logits.logsumexp(-1)
+        return -cross_entropy(self.logits, self.ids, reduction="none")
 
 
 def forward(policy: Policy | nn.Module, trees: Sequence[Tree]) -> Scored:

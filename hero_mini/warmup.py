@@ -39,17 +39,17 @@ class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
     env: str = "retail"
-    episodes: int = 800  # tasks of the warmup split, one scripted episode each
-    batch: int = 4  # episodes per optimiser step
-    skill: float = 0.55  # share of expert actions in the scripted agent; the rest are bad habits
+    episodes: int = 2000  # tasks of the warmup split, one scripted episode each
+    batch: int = 2  # episodes per optimiser step
+    skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
-    branch_every: int = 2  # every so many episodes one with an example of each local context
+    branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 12  # and one with a demonstration, which is about six scored turns
     reflection_weight: float = 3.0  # weight of a reflection token against an action token
     rank: int = 16
     first_layer: int = 8  # the layers below are left as they are, which saves their backward pass
-    lr: float = 1.2e-3  # peak, after five steps
-    lr_fall: float = 0.8  # share of the peak that the learning rate loses, linearly, until the end
+    lr: float = 1e-3  # peak, after five steps
+    lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
 

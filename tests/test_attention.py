@@ -75,11 +75,11 @@ def test_unseen_keys_are_not_read(block: int) -> None:
 def test_blocks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", 5)
     found = blocks(tree_masks())
-    assert [(b.rows.start, b.queries.start, b.keys.tolist()) for b in found] == [
+    assert [(b.rows.start, b.number, b.keys.tolist()) for b in found] == [
         (0, 0, [0, 1, 2, 3, 4]),
-        (0, 5, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (0, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
         (1, 0, [0, 1, 2, 3, 4]),
-        (1, 5, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
     ]
     monkeypatch.setattr(attention, "BLOCK", 7)
     assert blocks(tree_masks())[1].keys.tolist() == [0, 1, 2, 3, 7, 8]  # the second sibling, without the first

@@ -266,10 +266,11 @@ def test_examples_are_named_by_their_episode(tiny: Policy) -> None:
     def ids(found: list[Example]) -> list:
         return [[node.ids for node in e.tree.nodes] for e in found]
 
-    late = ids(examples(tiny, 3, CONFIG))
+    step = CONFIG.demo_every // CONFIG.batch
+    late = ids(examples(tiny, step, CONFIG))
     examples(tiny, 0, CONFIG)
-    assert ids(examples(tiny, 3, CONFIG)) == late != ids(examples(tiny, 3, replace(CONFIG, seed=1)))
-    assert len(late) == CONFIG.batch + 1  # episode 12 has a demonstration beside it
+    assert ids(examples(tiny, step, CONFIG)) == late != ids(examples(tiny, step, replace(CONFIG, seed=1)))
+    assert len(late) == CONFIG.batch + 1  # its first episode has a demonstration beside it
 
 
 def test_the_loss_is_the_weighted_sum(tiny: Policy) -> None:
