@@ -106,6 +106,17 @@ def build_parser() -> Parser:
     sub.add_argument("--label", default="base", help="what to call this agent in the table")
     sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
 
+    sub = command(
+        "study",
+        _study,
+        "Train and evaluate a list of runs, and gather the results.\n\n"
+        "A study that was interrupted goes on when called again; finished runs are skipped.",
+    )
+    sub.add_argument("name", help="which one: see hero_mini/study.py")
+    sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
+    sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
+    sub.add_argument("--data", type=Path, default=Path("figures/data"), help="where the tables go")
+
     sub = command("warmup", _warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
@@ -205,7 +216,7 @@ def _eval(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import evaluate, floors, interval
     from hero_mini.runtime import atomic_write
 
-    n = options.n or SIZES[options.preset].rollouts
+    n = options.n or SIZES[options.preset].eval_tasks
     rows = evaluate(
         _policy(options), options.env, split=options.split, n_tasks=n, k=options.k, seed=options.seed, progress=True
     ).assign(arm=options.label)
@@ -218,6 +229,15 @@ def _eval(options: argparse.Namespace) -> None:
     for name in ("success", "turns", "wasted", "errors", "repeated"):
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())
         print(f"{options.label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def _study(options: argparse.Namespace) -> None:
+    from hero_mini.study import study
+
+    table = study(options.name, options.preset, runs=options.runs, data=options.data)
+    print(table.to_string(index=False))
+    if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
+        raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")
 
 
 def _warmup(options: argparse.Namespace) -> None:

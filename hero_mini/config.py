@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from hero_mini import envs
@@ -12,15 +13,21 @@ from hero_mini.runtime import HeroError, nearest
 class Arm:
     """What distinguishes one way of training from another."""
 
-    context: str  # the teacher's privileged context, see `teacher.CONTEXTS`
-    reflector: str  # where diagnoses come from: "self" or "oracle"
+    context: str | None  # the teacher's privileged context, see `teacher.CONTEXTS`; None: no teacher
+    reflector: str | None = None  # where diagnoses come from: "self" or "oracle"
     shuffled: bool = False  # control: the same diagnoses dealt out at random over turns and rollouts
+    grpo: bool = False  # the group-relative reward is part of the loss
 
 
 ARMS: dict[str, Arm] = {
     "hero": Arm("hero", "self"),
     "oracle_hero": Arm("hero", "oracle"),
     "shuffled_hero": Arm("hero", "self", shuffled=True),
+    "diagnosis_only": Arm("diagnosis_only", "self"),
+    "env_feedback": Arm("env_feedback"),
+    "full_demo": Arm("full_demo"),
+    "grpo": Arm(None, grpo=True),
+    "hero_grpo": Arm("hero", "self", grpo=True),
 }
 
 
@@ -32,26 +39,54 @@ class TrainConfig:
     env: str = "retail"
     seed: int = 0
     updates: int = 16
-    tasks: int = 16  # tasks per update, each rolled out once (G = 1)
+    tasks: int = 16  # per update
+    group: int = 1  # rollouts per task, G of the paper; GRPO needs at least 2
+    budget: int | None = None  # turns in the environment after which no further update starts
     max_turns: int = 10
     temperature: float = 1.0
-    lr: float = 5e-4  # of the adapter; constant after three steps of warm-up
+    lr: float = 5e-4  # of the adapter; constant after three updates of warm-up
+    steps: int = 1  # optimiser steps per update, each on its share of the rollouts
     rank: int = 16
     divergence: str = "jsd"
     weight: float = 0.5  # of the teacher in the JSD's mixture
     top_k: int | None = None  # None: the full vocabulary
+    hints: str = "given"  # turns that train: "given" a hint, only the "blamed" ones, or "all"
     teacher: str = "frozen"  # or "ema", or "live"
     ema_decay: float = 0.95  # per update
+    demo: str = "expert"  # of full_demo; or "sibling": another success on the same task where there is one
+    advantage: str = "group_std"  # of GRPO; or "group_mean"
+    clip: float = 0.2  # of GRPO's probability ratio
+    kl: float = 0.0  # weight of GRPO's KL to the frozen agent
+    mix: float = 0.5  # GRPO's share where a teacher and the reward are mixed
     max_tokens: int = 4096  # padded tokens per forward pass
 
     def __post_init__(self) -> None:
-        for name, known in {"arm": ARMS, "env": envs.ENVS, "teacher": ("frozen", "ema", "live")}.items():
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
-        for name in ("updates", "tasks", "max_turns", "rank", "lr", "temperature"):
+        for name in ("updates", "tasks", "group", "max_turns", "rank", "lr", "steps", "temperature", "clip"):
             if getattr(self, name) <= 0:
                 raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
+        if ARMS[self.arm].grpo and self.group < 2:
+            raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
+
+    @property
+    def grpo_share(self) -> float:
+        """GRPO's share of the loss: 0 without it, 1 without a teacher."""
+        arm = ARMS[self.arm]
+        return 0.0 if not arm.grpo else 1.0 if arm.context is None else self.mix
+
+
+CHOICES: dict[str, Collection[str]] = {
+    "arm": ARMS,
+    "env": envs.ENVS,
+    "divergence": ("jsd", "forward_kl", "reverse_kl"),
+    "hints": ("given", "blamed", "all"),
+    "teacher": ("frozen", "ema", "live"),
+    "demo": ("expert", "sibling"),
+    "advantage": ("group_std", "group_mean"),
+}
 
 
 @dataclass(frozen=True)

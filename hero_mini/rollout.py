@@ -119,6 +119,20 @@ def episode(
     )
 
 
+def play(policy: Policy, env: Env, task: Task, act: Callable[[Env], str], *, seed: int = 0) -> Rollout:
+    """One episode of a scripted agent as if the policy had sampled it (every log-probability is 0)."""
+    observation, info = env.reset(seed=seed, options={"task": task})
+    turns: list[Turn] = []
+    reward, terminated, truncated = 0.0, False, False
+    while not (terminated or truncated):
+        role, said, action = info["role"], observation, act(env)
+        observation, gain, terminated, truncated, info = env.step(action)
+        ids = (*policy.encode(action), policy.eos_id)
+        turns.append(Turn(role, said, action, ids, (0.0,) * len(ids), info["role"], observation, info))
+        reward += gain
+    return Rollout(env.name, task.id, seed, env.system_prompt, tuple(turns), reward, terminated, truncated)
+
+
 def collect(
     policy: Policy,
     env: str | Callable[[], Env],

@@ -15,6 +15,7 @@ import torch
 
 from hero_mini import envs
 from hero_mini.envs import Task
+from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
@@ -65,6 +66,11 @@ class Run:
     def updates_done(self) -> int:
         return len(self.rows)
 
+    @property
+    def budget_spent(self) -> bool:
+        budget = self.config.budget
+        return budget is not None and bool(self.rows) and self.rows[-1]["env_turns"] >= budget
+
     def tasks(self, update: int) -> list[Task]:
         """The next tasks of the train split; every seed has its own."""
         first = update * self.config.tasks
@@ -92,7 +98,8 @@ class Run:
             "success": float(np.mean([r.success for r in rollouts])),
             "turns": len(turns) / len(rollouts),
             "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in turns) / len(rollouts),
-            "hinted": float(np.mean([d is not None for d in diagnoses])),
+            "parsed": float(np.mean([d is not None for d in diagnoses])),
+            "no_contrast": without_contrast([r.reward for r in rollouts], [r.task_id for r in rollouts]),
             "env_turns": len(turns) + (self.rows[-1]["env_turns"] if self.rows else 0),
             **step,
             **{f"tokens_{phase}": u.encoded for phase, u in usage.items()},

@@ -104,9 +104,12 @@ def teacher_tree(
     context: str,
     diagnoses: Sequence[Diagnosis | None],
     demo: Rollout | None = None,
+    *,
+    always: bool = False,
 ) -> tuple[Tree, list[int | None]]:
     """One rollout as the teacher reads it; per turn the node that holds the student's action, None without a hint.
 
+    always: a turn without a hint gets what it has, the observation and the outcome
     raises HeroError: unknown context, or a full_demo without a demonstration or with the rollout itself as one
     """
     check_context(context)
@@ -125,6 +128,8 @@ def teacher_tree(
         zip(rollout.turns, trunk.decisions, diagnoses, strict=True), 1
     ):
         text = privileged_text(context, turn, outcome(rollout), diagnosis)
+        if text is None and always:
+            text = privileged_text("env_feedback", turn, outcome(rollout), None)
         label = f"turn {number} of {rollout.task_id} with its {context} context"
         nodes.append(None if text is None else add_branch(policy, grown, decision, text, turn.token_ids, label))
     return grown, nodes

@@ -9,20 +9,18 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from hero_mini import reflect
 from hero_mini.config import ARMS, Arm, TrainConfig
-from hero_mini.lora import AdapterOptimizer, as_teacher
-from hero_mini.losses import token_divergence, token_weights
+from hero_mini.demos import demonstrations
+from hero_mini.distil import distil
+from hero_mini.lora import as_teacher
 from hero_mini.models import Policy
-from hero_mini.reflect import Diagnosis, Reflection
+from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage, collect
 from hero_mini.run import Clock, Run
 from hero_mini.runtime import rng
-from hero_mini.teacher import student_tree, teacher_tree
-from hero_mini.tree import batches, forward
 
 
 def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:
@@ -35,6 +33,8 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
     arm, student = ARMS[config.arm], run.student
     bar = tqdm(range(run.updates_done, config.updates), desc=config.arm, disable=not progress)
     for update in bar:
+        if run.budget_spent:
+            break
         clock, usage = Clock(), {"acting": Usage(), "reflecting": Usage()}
         # 1 roll out
         rollouts = collect(
@@ -44,6 +44,7 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
             seed=run.rollout_seed(update),
             temperature=config.temperature,
             max_turns=config.max_turns,
+            repeats=config.group,
             usage=usage["acting"],
         )
         clock.lap("acting")
@@ -52,7 +53,9 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
             reflections = reflect_on(reflector, rollouts, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
         clock.lap("reflecting")
         # 3 score and 4 distil
-        step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update)
+        demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
+        step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update, demos)
+        step["sibling_demos"] = sum(demo in rollouts for demo in demos or []) / len(rollouts)
         clock.lap("distilling")
         # 5 log
         row = run.log(update, rollouts, reflections, step, usage, clock)
@@ -64,52 +67,9 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
 def reflect_on(
     policy: Policy, rollouts: Sequence[Rollout], arm: Arm, draw: random.Random, usage: Usage
 ) -> list[Reflection]:
-    """Diagnoses of finished rollouts as the arm wants them."""
+    """Diagnoses of finished rollouts as the arm wants them; empty ones in an arm without a reflector."""
+    if arm.reflector is None:
+        return [Reflection((None,) * len(r.turns), "") for r in rollouts]
     reflector = reflect.oracle if arm.reflector == "oracle" else reflect.self_reflector(policy, usage=usage)
     reflections = reflector(rollouts)
     return reflect.shuffled(reflections, draw) if arm.shuffled else reflections
-
-
-def distil(
-    student: Policy,
-    optimizer: AdapterOptimizer,
-    rollouts: Sequence[Rollout],
-    diagnoses: Sequence[Sequence[Diagnosis | None]],
-    config: TrainConfig,
-    update: int,
-) -> dict[str, float]:
-    """One optimiser step towards the teacher on the turns with a hint; returns loss, gradient norm and counts.
-
-    The teacher's pass and the student's pass go over the same groups of rollouts, so that their (N, V) logits exist
-    for one group at a time; the weights of the loss make the sum over groups equal to the loss of the whole batch.
-    """
-    context = ARMS[config.arm].context
-    built = [teacher_tree(student, r, context, d) for r, d in zip(rollouts, diagnoses, strict=True)]
-    hinted = [i for i, (_, nodes) in enumerate(built) if any(n is not None for n in nodes)]
-    result = {"loss": 0.0, "kl_teacher": 0.0, "grad_norm": 0.0, "tokens_teaching": 0, "tokens_training": 0}
-    for group in batches([built[i][0] for i in hinted], config.max_tokens):
-        indices = [hinted[g] for g in group]
-        with as_teacher(student, config.teacher) as teacher, torch.no_grad():
-            target = forward(teacher, [built[i][0] for i in indices])
-        trees = [student_tree(student, rollouts[i], [n is not None for n in built[i][1]]) for i in indices]
-        scored = forward(student, trees)
-        if not torch.equal(scored.ids, target.ids):
-            raise AssertionError("student and teacher must score the same token ids")
-        divergence = token_divergence(
-            scored.logits.log_softmax(-1),
-            target.logits.log_softmax(-1),
-            divergence=config.divergence,
-            weight=config.weight,
-            top_k=config.top_k,
-        )  # (N,) nats
-        weights = token_weights(scored.node, scored.tree, n_rollouts=len(hinted))
-        loss = (weights * divergence).sum()
-        loss.backward()
-        result["loss"] += loss.item()
-        result["kl_teacher"] += (weights * (scored.logprobs.detach() - target.logprobs)).sum().item()
-        result["tokens_teaching"] += sum(len(built[i][0]) for i in indices)
-        result["tokens_training"] += sum(map(len, trees))
-    if hinted:
-        warm = min(1.0, (update + 1) / 3)  # Adam's first steps are large whatever the gradient
-        result["grad_norm"] = optimizer.step(config.lr * warm)
-    return result

@@ -25,7 +25,7 @@ from hero_mini.envs.base import Action, Task
 from hero_mini.lora import AdapterOptimizer, add_student
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, oracle, question
-from hero_mini.rollout import Rollout, Turn
+from hero_mini.rollout import Rollout, play
 from hero_mini.runtime import HeroError, atomic_save, rng
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
@@ -64,20 +64,14 @@ class Episode:
 
 def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: WarmupConfig) -> Episode:
     """One episode of the bad-habit agent, as if the model had sampled it."""
-    env = envs.make(config.env, max_turns=config.max_turns)
-    observation, info = env.reset(options={"task": task})
-    turns, states, done, reward, terminated = [], [], False, 0.0, False
-    while not done:
-        role, seen = info["role"], observation
+    states: list[envs.Env] = []
+
+    def act(env: envs.Env) -> str:
         states.append(env.clone())
-        action = str(env.scripted(draw, config.skill))
-        observation, reward, terminated, truncated, info = env.step(action)
-        ids = (*policy.encode(action), policy.eos_id)
-        turns.append(Turn(role, seen, action, ids, (0.0,) * len(ids), info["role"], observation, info))
-        done = terminated or truncated
-    rollout = Rollout(
-        config.env, task.id, config.seed, env.system_prompt, tuple(turns), reward, terminated, not terminated
-    )
+        return str(env.scripted(draw, config.skill))
+
+    env = envs.make(config.env, max_turns=config.max_turns)
+    rollout = play(policy, env, task, act, seed=config.seed)
     return Episode(rollout, tuple(states))
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 import hero_mini.train
 from hero_mini import envs
 from hero_mini.config import ARMS, TrainConfig
+from hero_mini.demos import demonstrations
+from hero_mini.distil import distil
 from hero_mini.lora import AdapterOptimizer, add_student
 from hero_mini.losses import token_divergence
 from hero_mini.models import Policy
@@ -25,7 +27,7 @@ from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.rollout import Rollout, collect
 from hero_mini.runtime import HeroError, rng
 from hero_mini.teacher import student_tree, teacher_tree
-from hero_mini.train import distil, train
+from hero_mini.train import train
 from hero_mini.tree import forward
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
@@ -98,9 +100,13 @@ def test_every_arm_and_teacher_runs(
     tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, teacher: str
 ) -> None:
     monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy, usage=None: oracle)
-    train(tiny, replace(SMALL, arm=arm, teacher=teacher, updates=1, top_k=20, divergence="reverse_kl"), tmp_path)
+    monkeypatch.setattr("hero_mini.distil.advantages", lambda rewards, *_: [1.0, -1.0] * (len(rewards) // 2))
+    config = replace(SMALL, arm=arm, teacher=teacher, updates=1, group=2, top_k=20, divergence="reverse_kl")
+    train(tiny, config, tmp_path)
     row = metrics(tmp_path).iloc[0]
-    assert row["hinted"] == 1 and row["loss"] > 0 and row["grad_norm"] > 0
+    assert row["hinted"] == (arm != "grpo") and row["grad_norm"] > 0
+    assert row["parsed"] == (ARMS[arm].reflector is not None) and row["no_contrast"] == 1
+    assert row["loss"] > 0 or ARMS[arm].grpo
 
 
 def test_seeds_and_updates_have_tasks_of_their_own(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
@@ -122,7 +128,7 @@ def test_no_hint_no_change(tiny: Policy, tmp_path: Path) -> None:
     """A random model's reflections cannot be read: empty hints, and the adapter stays what it was."""
     train(tiny, replace(SMALL, arm="hero", updates=2), tmp_path)
     table = metrics(tmp_path)
-    assert (table[["hinted", "loss", "grad_norm", "tokens_training"]] == 0).all(axis=None)
+    assert (table[["hinted", "parsed", "loss", "grad_norm", "tokens_training"]] == 0).all(axis=None)
     assert (table["tokens_reflecting"] > 0).all()
     before = add_student(tiny, rank=4, seed=0).model.state_dict()
     for name, value in adapter(tmp_path).items():
@@ -135,7 +141,7 @@ def test_no_hint_no_change(tiny: Policy, tmp_path: Path) -> None:
     "name, call",
     [
         ("hero_mini.train.collect", 2),  # while acting
-        ("hero_mini.train.token_weights", 2),  # between the teacher's pass and the gradient
+        ("hero_mini.distil.token_weights", 2),  # between the teacher's pass and the gradient
         ("hero_mini.run.atomic_write", 3),  # before the third row; the first call writes the configuration
         ("hero_mini.run.atomic_save", 2),  # after the third row, before its checkpoint
         ("peft.PeftModel.save_pretrained", 0),  # all is done but the adapter
@@ -242,7 +248,8 @@ def test_micro_batches_add_up(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert small == pytest.approx(large, rel=1e-4)
     assert small["grad_norm"] > 0 and small["tokens_training"] > 0
     without, _ = one_update(tiny, [rollouts[0], rollouts[2]], [diagnoses[0], diagnoses[2]])
-    assert without == pytest.approx(large, rel=1e-4)  # a rollout without a hint counts for nothing
+    assert without.pop("hinted") > large.pop("hinted")
+    assert without == pytest.approx(large, rel=1e-4)  # a rollout without a hint counts for nothing else
 
 
 @pytest.mark.parametrize("divergence", ["jsd", "forward_kl", "reverse_kl"])
@@ -252,3 +259,91 @@ def test_the_student_moves_to_its_teacher(tiny: Policy, rollouts: list[Rollout],
     config, diagnoses = replace(SMALL, divergence=divergence), [r.diagnoses for r in oracle(rollouts)]
     losses = [distil(student, optimizer, rollouts, diagnoses, config, update)["loss"] for update in range(12)]
     assert losses[-1] < 0.7 * losses[0], losses
+
+
+# --- the other arms --------------------------------------------------------------------------------------------------
+def test_grpo_makes_the_better_rollout_likelier(tiny: Policy, rollouts: list[Rollout]) -> None:
+    good, bad = replace(rollouts[0], reward=1.0), replace(rollouts[1], task_id=rollouts[0].task_id, reward=0.0)
+    student = add_student(tiny, rank=4, seed=0)
+    pair = [with_own_logprobs(student, r) for r in (good, bad)]
+    before = [total(student, r) for r in pair]
+    optimizer = AdapterOptimizer(student, lr=2e-3)
+    config = replace(SMALL, arm="grpo", group=2)
+    result = distil(student, optimizer, pair, [[None] * len(r.turns) for r in pair], config, update=9)
+    assert result["hinted"] == 0 and result["tokens_teaching"] == 0 and result["tokens_training"] > 0
+    after = [total(student, r) for r in pair]
+    assert after[0] - before[0] > after[1] - before[1]
+
+
+def total(policy: Policy, rollout: Rollout) -> float:
+    with torch.no_grad():
+        return forward(policy, [student_tree(policy, rollout, [True] * len(rollout.turns))]).logprobs.sum().item()
+
+
+def with_own_logprobs(policy: Policy, rollout: Rollout) -> Rollout:
+    with torch.no_grad():
+        values = forward(policy, [student_tree(policy, rollout, [True] * len(rollout.turns))]).logprobs.tolist()
+    turns = []
+    for turn in rollout.turns:
+        own, values = values[: len(turn.token_ids)], values[len(turn.token_ids) :]
+        turns.append(replace(turn, logprobs=tuple(own)))
+    return replace(rollout, turns=tuple(turns))
+
+
+def test_without_contrast_grpo_changes_nothing(tiny: Policy, tmp_path: Path) -> None:
+    train(tiny, replace(SMALL, arm="grpo", group=2, updates=1), tmp_path)
+    row = metrics(tmp_path).iloc[0]
+    assert row["no_contrast"] == 1 and row["loss"] == 0 and row["grad_norm"] == 0
+
+
+def test_the_mix_is_the_weighted_sum_of_its_parts(tiny: Policy, rollouts: list[Rollout]) -> None:
+    pair = [replace(rollouts[0], reward=1.0), replace(rollouts[1], task_id=rollouts[0].task_id)]
+    pair = [with_own_logprobs(tiny, r) for r in pair]
+    diagnoses = [r.diagnoses for r in oracle(pair)]
+    losses = {
+        (arm, mix): one_update(tiny, pair, diagnoses, arm=arm, group=2, mix=mix)[0]["loss"]
+        for arm, mix in (("oracle_hero", 0.5), ("grpo", 0.5), ("hero_grpo", 0.25))
+    }
+    whole = 0.75 * losses["oracle_hero", 0.5] + 0.25 * losses["grpo", 0.5]
+    assert losses["hero_grpo", 0.25] == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
+def test_steps_share_the_rollouts(tiny: Policy, rollouts: list[Rollout]) -> None:
+    diagnoses = [r.diagnoses for r in oracle(rollouts)]
+    once, _ = one_update(tiny, rollouts, diagnoses)
+    thrice, _ = one_update(tiny, rollouts, diagnoses, steps=3)
+    more, _ = one_update(tiny, rollouts, diagnoses, steps=9)
+    assert once["tokens_training"] == thrice["tokens_training"] and thrice["loss"] != once["loss"]
+    assert more["tokens_training"] == once["tokens_training"]  # never more steps than rollouts
+
+
+def test_hint_density(tiny: Policy, rollouts: list[Rollout]) -> None:
+    diagnoses = diagnosed(rollouts)
+    turns = sum(len(r.turns) for r in rollouts)
+    blamed = sum(d is not None and d.verdict != "necessary" for of in diagnoses for d in of)
+    given = sum(d is not None for of in diagnoses for d in of)
+    share = {
+        hints: one_update(tiny, rollouts, diagnoses, hints=hints)[0]["hinted"] for hints in ("all", "given", "blamed")
+    }
+    assert share == pytest.approx({"all": 1.0, "given": given / turns, "blamed": blamed / turns})
+
+
+def test_a_demonstration_is_never_ones_own(tiny: Policy, rollouts: list[Rollout]) -> None:
+    won = replace(rollouts[0], reward=1.0)
+    lost = replace(rollouts[1], task_id=won.task_id, turns=rollouts[1].turns[:1])
+    for source in ("expert", "sibling"):
+        first, second = demonstrations(tiny, [won, lost], replace(SMALL, arm="full_demo", demo=source))
+        assert first.success and first.task_id == won.task_id and first != won
+        assert second == won if source == "sibling" else second.success and second != won
+
+
+def test_the_budget_ends_a_run(tiny: Policy, tmp_path: Path) -> None:
+    config = replace(SMALL, arm="oracle_hero", updates=3, budget=5)
+    train(tiny, config, tmp_path)
+    assert metrics(tmp_path)["env_turns"].tolist() == [4, 8]
+    assert adapter(tmp_path)
+
+
+def test_grpo_needs_a_group() -> None:
+    with pytest.raises(HeroError, match="set group to 2"):
+        TrainConfig(arm="grpo")

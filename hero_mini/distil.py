@@ -1,0 +1,156 @@
+"""Steps 3 and 4, score and distil: the student moves towards its teacher, along its reward (GRPO), or both.
+
+The teacher's pass and the student's pass go over the same groups of rollouts, so that their (N, V) logits exist for
+one group at a time; the weights of the loss make the sum over groups equal to the loss of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hero_mini.config import ARMS, TrainConfig
+from hero_mini.grpo import advantages, kl_estimate, surrogate
+from hero_mini.lora import AdapterOptimizer, as_teacher
+from hero_mini.losses import token_divergence, token_weights
+from hero_mini.models import Policy
+from hero_mini.reflect import Diagnosis
+from hero_mini.rollout import Rollout
+from hero_mini.runtime import rng
+from hero_mini.teacher import add_trunk, teacher_tree
+from hero_mini.tree import Scored, Tree, batches, forward
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one rollout has to teach."""
+
+    rollout: Rollout
+    student: Tree
+    teacher: Tree | None  # None: no turn has a hint
+    hinted: frozenset[int]  # nodes of the student's tree whose tokens are compared with the teacher's
+    advantage: float  # 0 without contrast, and in arms without GRPO
+
+
+def distil(
+    student: Policy,
+    optimizer: AdapterOptimizer,
+    rollouts: Sequence[Rollout],
+    diagnoses: Sequence[Sequence[Diagnosis | None]],
+    config: TrainConfig,
+    update: int,
+    demos: Sequence[Rollout] | None = None,
+) -> dict[str, float]:
+    """`config.steps` optimiser steps on the rollouts of one update; returns losses, gradient norm and counts.
+
+    diagnoses: per rollout, per turn; demos: per rollout, for the context full_demo
+    """
+    found = [
+        lesson(student, rollout, diagnoses[i], demos[i] if demos else None, advantage, config)
+        for i, (rollout, advantage) in enumerate(zip(rollouts, _advantages(rollouts, config), strict=True))
+    ]
+    hinted = sum(len(one.hinted) for one in found) / sum(len(r.turns) for r in rollouts)
+    result = {"hinted": hinted, "loss": 0.0, "kl_teacher": 0.0, "grad_norm": 0.0}
+    result |= {"tokens_teaching": 0, "tokens_training": 0}
+    found = [one for one in found if one.hinted or one.advantage]
+    if found:
+        rng(config.seed, "deal", update).shuffle(found)
+        steps = min(config.steps, len(found))
+        for step in range(steps):
+            _descend(student, found[step::steps], config, result)
+            done = update * config.steps + step
+            warm = min(1.0, (done + 1) / (3 * config.steps))  # Adam's first steps are large whatever the gradient
+            result["grad_norm"] += optimizer.step(config.lr * warm)
+        for name in ("loss", "kl_teacher", "grad_norm"):
+            result[name] /= steps
+    return result
+
+
+def lesson(
+    student: Policy,
+    rollout: Rollout,
+    diagnoses: Sequence[Diagnosis | None],
+    demo: Rollout | None,
+    advantage: float,
+    config: TrainConfig,
+) -> Lesson:
+    """The two trees of one rollout: as the student saw it, and as the arm's teacher sees it."""
+    context, nodes, told = ARMS[config.arm].context, [None] * len(rollout.turns), None
+    if context is not None:
+        if config.hints == "blamed":
+            diagnoses = [d if d and d.verdict != "necessary" else None for d in diagnoses]
+        told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=config.hints == "all")
+    scored = [node is not None or advantage != 0 for node in nodes]
+    own = Tree()
+    actions = add_trunk(student, own, rollout, scored=scored).actions
+    hinted = frozenset(action for action, node in zip(actions, nodes, strict=True) if node is not None)
+    return Lesson(rollout, own, told if hinted else None, hinted, advantage)
+
+
+def _advantages(rollouts: Sequence[Rollout], config: TrainConfig) -> list[float]:
+    if not config.grpo_share:
+        return [0.0] * len(rollouts)
+    return advantages([r.reward for r in rollouts], [r.task_id for r in rollouts], config.advantage)
+
+
+def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, result: dict[str, float]) -> None:
+    """Gather the gradient of one optimiser step and add its numbers to `result`."""
+    taught = sum(bool(one.hinted) for one in lessons)
+    tokens = sum(len(turn.token_ids) for one in lessons for turn in one.rollout.turns)
+    for group in batches([one.teacher or one.student for one in lessons], config.max_tokens):
+        chosen = [lessons[i] for i in group]
+        told = [one for one in chosen if one.teacher is not None]
+        target = None
+        if told:
+            with as_teacher(student, config.teacher) as teacher, torch.no_grad():
+                target = forward(teacher, [one.teacher for one in told])
+        scored = forward(student, [one.student for one in chosen])
+        loss = scored.logprobs.sum() * 0.0
+        if target is not None:
+            divergence, gap = _distillation(scored, target, chosen, taught, config)
+            loss = loss + (1 - config.grpo_share) * divergence
+            result["kl_teacher"] += gap
+        if config.grpo_share:
+            loss = loss + config.grpo_share * _grpo(student, scored, chosen, config) / tokens
+        loss.backward()
+        result["loss"] += loss.item()
+        result["tokens_teaching"] += sum(len(one.teacher) for one in told)
+        result["tokens_training"] += sum(len(one.student) for one in chosen)
+
+
+def _distillation(
+    scored: Scored, target: Scored, lessons: Sequence[Lesson], taught: int, config: TrainConfig
+) -> tuple[Tensor, float]:
+    """HERO's loss on the hinted tokens of a group, and the sampled estimate of KL(student || teacher), in nats."""
+    places = zip(scored.tree.tolist(), scored.node.tolist(), strict=True)
+    hinted = torch.tensor([node in lessons[row].hinted for row, node in places], device=scored.ids.device)
+    if not torch.equal(scored.ids[hinted], target.ids):
+        raise AssertionError("student and teacher must score the same token ids")
+    divergence = token_divergence(
+        scored.logits[hinted].log_softmax(-1),
+        target.logits.log_softmax(-1),
+        divergence=config.divergence,
+        weight=config.weight,
+        top_k=config.top_k,
+    )  # (N,) nats
+    weights = token_weights(scored.node[hinted], scored.tree[hinted], n_rollouts=taught)
+    gap = (weights * (scored.logprobs.detach()[hinted] - target.logprobs)).sum().item()
+    return (weights * divergence).sum(), gap
+
+
+def _grpo(student: Policy, scored: Scored, lessons: Sequence[Lesson], config: TrainConfig) -> Tensor:
+    """The GRPO surrogate summed over a group's action tokens; rollouts without contrast add nothing."""
+    credited = [row for row, one in enumerate(lessons) if one.advantage]
+    of_row = torch.tensor([one.advantage for one in lessons], device=scored.ids.device)
+    mine = torch.isin(scored.tree, torch.tensor(credited, device=scored.ids.device))
+    now = scored.logprobs[mine]
+    sampled = torch.tensor([lp for row in credited for t in lessons[row].rollout.turns for lp in t.logprobs])
+    loss = surrogate(now, sampled.to(now), of_row[scored.tree[mine]], config.clip)
+    if config.kl:
+        with as_teacher(student, "frozen") as reference, torch.no_grad():
+            anchor = forward(reference, [one.student for one in lessons]).logprobs[mine]
+        loss = loss + config.kl * kl_estimate(now, anchor)
+    return loss.sum()

@@ -1,0 +1,179 @@
+"""A study: a list of runs (arm x seed x settings), each trained and evaluated in processes of its own.
+
+Everything a run leaves behind lies in its folder, so a study that was interrupted skips what is finished and goes on
+with what is not. The results of all runs are gathered into tidy tables with their provenance:
+
+    figures/data/<study>.csv          a row per held-out rollout: arm, variant, seed, env, task, success, turns, ...
+    figures/data/<study>_curves.csv   a row per update: arm, variant, seed, and every column of metrics.csv
+    figures/data/<study>.json         commit, versions, and the commands of every run
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from hero_mini.config import SIZES, Sizes, sizes
+from hero_mini.runtime import HeroError, atomic_write, nearest
+
+Setting = tuple[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm trained from one seed (the arm "base" is not trained), then evaluated on held-out tasks."""
+
+    arm: str
+    seed: int
+    settings: tuple[Setting, ...] = ()  # options of `train` that differ from its defaults
+    env: str = "retail"
+    tests: tuple[str, ...] = ("retail",)  # environments it is evaluated on
+    split: str = "test"
+
+    @property
+    def variant(self) -> str:
+        """The settings in words, empty for the defaults."""
+        return " ".join(f"{name}={value}" for name, value in self.settings)
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return "-".join([self.arm, self.env, *(f"{name}={value}" for name, value in self.settings), str(self.seed)])
+
+    def commands(self, folder: Path, size: Sizes) -> list[list[str]]:
+        """What is run for it, as arguments of `python -m hero_mini`."""
+        found, adapter = [], []
+        if self.arm != "base":
+            asked = {"updates": size.updates, "tasks": size.tasks, **dict(self.settings)}
+            options = [text for name, value in asked.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+            start = ["train", "--arm", self.arm, "--env", self.env, "--seed", str(self.seed)]
+            found.append([*start, *options, "--out", str(folder)])
+            adapter = ["--adapter", str(folder / "adapter")]
+        for env in self.tests:
+            where = ["--env", env, "--split", self.split, "--n", str(size.eval_tasks), "--seed", str(self.seed)]
+            out = ["--label", self.arm, "--out", str(folder / f"eval-{env}-{self.split}.csv")]
+            found.append(["eval", *adapter, *where, *out])
+        return found
+
+
+def _hero_retail(size: Sizes) -> list[Job]:
+    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "shuffled_hero")]
+
+
+def _grid_retail(size: Sizes) -> list[Job]:
+    grid = [(("lr", lr), ("steps", steps)) for lr in (5e-4, 1e-3) for steps in (1, 4)]
+    base = Job("base", 0, split="validation")
+    return [base, *(Job("hero", 0, settings, split="validation") for settings in grid)]
+
+
+STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
+    "hero_retail": _hero_retail,  # does HERO help, and do shuffled diagnoses not?
+    "grid_retail": _grid_retail,  # settings, chosen on the validation split
+}
+
+
+def jobs(name: str, preset: str) -> list[Job]:
+    """The runs of a study. raises HeroError: unknown name or preset"""
+    if name not in STUDIES:
+        raise HeroError(f"unknown study {name!r}{nearest(name, STUDIES)}; there are: {', '.join(STUDIES)}")
+    return STUDIES[name](sizes(preset))
+
+
+def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
+    """Do what is left of a study and gather what is there; returns a row per run: name, status, minutes.
+
+    status: "finished", or what went wrong; a run that failed is tried again when the study is started again
+    raises HeroError: unknown study, or another process is working in the same folder
+    """
+    planned, size = jobs(name, preset), SIZES[preset]
+    folder = runs / f"{name}-{preset}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as problem:
+        raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
+    with lock:
+        print(plan(planned, folder).to_string(index=False), flush=True)
+        rows = []
+        for number, job in enumerate(planned, 1):
+            print(f"[{number}/{len(planned)}] {job.name}", flush=True)
+            rows.append({"run": job.name, **run(job, folder / job.name, size)})
+            gather(name, planned, folder, data, size)
+    return pd.DataFrame(rows)
+
+
+def plan(planned: Sequence[Job], folder: Path) -> pd.DataFrame:
+    """A row per run: whether it is finished, and its minutes as measured, or as a finished run of its arm took."""
+    done = {job: _done(folder / job.name) for job in planned}
+    typical = {job.arm: state["minutes"] for job, state in done.items() if state}
+    return pd.DataFrame(
+        {
+            "run": [job.name for job in planned],
+            "finished": [bool(done[job]) for job in planned],
+            "minutes": [(done[job] or {}).get("minutes", typical.get(job.arm, "?")) for job in planned],
+        }
+    )
+
+
+def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:
+    """Train and evaluate one run in processes of their own; status and minutes."""
+    if (before := _done(folder)) is not None:
+        return before
+    started = time.perf_counter()
+    for arguments in job.commands(folder, size):
+        done = subprocess.run([sys.executable, "-m", "hero_mini", *arguments], check=False)
+        if done.returncode:
+            return {"status": f"failed: {arguments[0]} ended with status {done.returncode}", "minutes": 0.0}
+    state = {"status": "finished", "minutes": round((time.perf_counter() - started) / 60, 1)}
+    atomic_write(folder / "finished.json", json.dumps(state))
+    return state
+
+
+def _done(folder: Path) -> dict | None:
+    path = folder / "finished.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, size: Sizes) -> None:
+    """Write the tables of all finished runs, and where they come from, to `data`."""
+    results, curves, commands = [], [], {}
+    for job in planned:
+        own = folder / job.name
+        if _done(own) is None:
+            continue
+        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, size)]
+        told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}
+        for env in job.tests:
+            table = pd.read_csv(own / f"eval-{env}-{job.split}.csv").drop(columns=["arm", "seed"])
+            results.append(pd.DataFrame({**told, "env": env}, index=table.index).join(table))
+        if (own / "metrics.csv").exists():
+            table = pd.read_csv(own / "metrics.csv")
+            curves.append(pd.DataFrame(told, index=table.index).join(table))
+    if results:
+        atomic_write(data / f"{name}.csv", pd.concat(results).to_csv(index=False))
+        where = {"study": name, **provenance(), "commands": commands}
+        atomic_write(data / f"{name}.json", json.dumps(where, indent=1) + "\n")
+    if curves:
+        atomic_write(data / f"{name}_curves.csv", pd.concat(curves).to_csv(index=False))
+
+
+def provenance() -> dict[str, str]:
+    """Commit, versions and processor behind a result."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        **{package: version(package) for package in ("torch", "transformers", "peft")},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }

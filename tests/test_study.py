@@ -1,0 +1,132 @@
+"""A study on runs that cost nothing: what is skipped, what is gathered, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from hero_mini import study as module
+from hero_mini.cli import main
+from hero_mini.runtime import HeroError
+from hero_mini.study import STUDIES, jobs, study
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+class Processes:
+    """In place of subprocess.run: `train` and `eval` write what the real ones write, at once."""
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+        self.fail_on: str | None = None
+        self.kill_at: int | None = None
+
+    def __call__(self, command: list[str], **settings) -> subprocess.CompletedProcess:
+        if command[0] == "git":
+            return subprocess.CompletedProcess(command, 0, stdout="abc1234\n")
+        arguments = command[3:]
+        self.started.append(arguments)
+        if self.kill_at == len(self.started):
+            raise Killed
+        option = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        if self.fail_on and self.fail_on in " ".join(arguments):
+            return subprocess.CompletedProcess(command, 1)
+        out = Path(option["--out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if arguments[0] == "train":
+            out.mkdir(exist_ok=True)
+            table = pd.DataFrame({"update": range(int(option["--updates"])), "success": 0.5})
+            table.to_csv(out / "metrics.csv", index=False)
+        else:
+            names = [f"retail/{option['--split']}/{i}" for i in range(int(option["--n"]))]
+            table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "task": names, "trial": 0})
+            table.assign(success=float(option["--label"] == "hero")).to_csv(out, index=False)
+        return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    fake = Processes()
+    monkeypatch.setattr(module.subprocess, "run", fake)
+    return fake
+
+
+def tables(data: Path) -> list[str]:
+    return [(data / name).read_text() for name in ("hero_retail.csv", "hero_retail_curves.csv")]
+
+
+def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> None:
+    done = study("hero_retail", "full", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert len(done) == 9 and (done["status"] == "finished").all()
+    rows = pd.read_csv(tmp_path / "data/hero_retail.csv", keep_default_na=False)
+    assert rows.groupby(["arm", "seed"]).size().tolist() == [200] * 9
+    assert set(rows["variant"]) == {""} and set(rows["env"]) == {"retail"}
+    curves = pd.read_csv(tmp_path / "data/hero_retail_curves.csv")
+    assert curves.groupby(["arm", "seed"]).size().tolist() == [12] * 6  # the base agent is not trained
+    kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
+    assert kept["commit"] == "abc1234" and len(kept["commands"]) == 9
+    assert kept["commands"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
+
+
+def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
+    for _ in range(2):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert len(processes.started) == 5  # base: eval; hero and shuffled_hero: train and eval
+
+
+def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: Path, capsys) -> None:
+    processes.fail_on = "train --arm shuffled_hero"
+    options = ["--preset", "smoke", "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
+    assert main(["study", "hero_retail", *options]) == 1
+    assert "1 runs did not finish (shuffled_hero-retail-0)" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "data/hero_retail.csv")["arm"]) == {"base", "hero"}
+    processes.fail_on = None
+    assert main(["study", "hero_retail", *options]) == 0
+    assert [a[2] for a in processes.started if a[0] == "train"] == ["hero", "shuffled_hero", "shuffled_hero"]
+
+
+def test_ten_kills_change_nothing(processes: Processes, tmp_path: Path) -> None:
+    study("hero_retail", "full", runs=tmp_path / "whole", data=tmp_path / "a")
+    draw = random.Random(0)
+    for _ in range(10):
+        processes.kill_at = len(processes.started) + draw.randint(1, 3)
+        try:
+            study("hero_retail", "full", runs=tmp_path / "parts", data=tmp_path / "b")
+        except Killed:
+            continue
+    processes.kill_at = None
+    study("hero_retail", "full", runs=tmp_path / "parts", data=tmp_path / "b")
+    assert tables(tmp_path / "a") == tables(tmp_path / "b")
+
+
+def test_two_studies_do_not_share_a_folder(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "hero_retail-smoke").mkdir()
+    with FileLock(tmp_path / "hero_retail-smoke/lock"), pytest.raises(HeroError, match="another study is running"):
+        study("hero_retail", "smoke", runs=tmp_path, data=tmp_path)
+    assert not processes.started
+
+
+def test_wrong_names() -> None:
+    with pytest.raises(HeroError, match="did you mean 'hero_retail'"):
+        jobs("hero_retial", "full")
+    with pytest.raises(HeroError, match="did you mean 'smoke'"):
+        jobs("hero_retail", "smok")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_command_of_a_study_parses(name: str, tmp_path: Path) -> None:
+    from hero_mini.cli import build_parser
+
+    planned = jobs(name, "full")
+    assert len({job.name for job in planned}) == len(planned)
+    for job in planned:
+        for arguments in job.commands(tmp_path, module.SIZES["full"]):
+            build_parser().parse_args(arguments)
