@@ -7,28 +7,28 @@ of the student. Scripted episodes stand in where the number of turns must not de
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hero_mini import envs
+from hero_mini.config import TrainConfig
+from hero_mini.distil import distil
 from hero_mini.lora import AdapterOptimizer, add_student, student_weights
 from hero_mini.models import Policy, load_policy
 from hero_mini.reflect import oracle
 from hero_mini.rollout import Rollout, collect, segments
-from hero_mini.runtime import atomic_write
+from hero_mini.tables import write_table
 from hero_mini.teacher import student_tree, teacher_tree
-from hero_mini.train import TrainConfig, distil
 from hero_mini.tree import Tree, logprobs
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
@@ -61,12 +61,8 @@ def main(out: Path, quick: bool = False) -> list[Row]:
         peak_memory,
     ]
     rows = [step() for step in tqdm(steps, desc="bench")]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["name", "ratio", "low", "high", "command"])
     command = "python -m hero_mini bench --preset quick" if quick else "make bench"
-    writer.writerows([*astuple(row), command] for row in rows)
-    atomic_write(out, table.getvalue())
+    write_table(out, pd.DataFrame([asdict(row) for row in rows]).assign(command=command), command=command)
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -31,7 +32,9 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after an error that the reader can act on."""
     parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options, unknown = parser.parse_known_args(arguments)
+    options.line = shlex.join(["python", "-m", "hero_mini", *arguments])
     if unknown:  # reported by the command's own parser, which knows its options
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -189,12 +192,12 @@ def _reflect(options: argparse.Namespace) -> None:
 
 def _probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
-    from hero_mini.runtime import atomic_write
+    from hero_mini.tables import write_table
 
     policy = _policy(options)
     turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed)
-    atomic_write(options.out / "reflection.csv", turns.to_csv(index=False))
-    atomic_write(options.out / "edge.csv", edges.to_csv(index=False))
+    for name, table in {"reflection": turns, "edge": edges}.items():
+        write_table(options.out / f"{name}.csv", table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
 
 
@@ -214,7 +217,7 @@ def _eval(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from hero_mini.evaluate import evaluate, floors, interval
-    from hero_mini.runtime import atomic_write
+    from hero_mini.tables import write_table
 
     n = options.n or SIZES[options.preset].eval_tasks
     rows = evaluate(
@@ -224,7 +227,7 @@ def _eval(options: argparse.Namespace) -> None:
     kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
     table = pd.concat([kept, rows]) if len(kept) else rows
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
-    atomic_write(options.out, table[columns].to_csv(index=False))
+    write_table(options.out, table[columns], command=options.line)
     print(floors(options.env, split=options.split, n_tasks=n).round(3).to_string(index=False))
     for name in ("success", "turns", "wasted", "errors", "repeated"):
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())

@@ -13,7 +13,6 @@ from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, play
 from hero_mini.runtime import rng
 
-
 EXPERT_TURNS = 100  # a demonstration is complete, however few turns the student has
 
 

@@ -81,9 +81,9 @@ def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -
 
     raises HeroError: the two tables do not cover the same tasks
     """
-    if set(rows["task"]) != set(against["task"]):
-        raise HeroError("the two evaluations cover different tasks; evaluate both with the same split and n_tasks")
     a, b = by_task(rows, column), by_task(against, column)
+    if set(rows["task"]) != set(against["task"]) or np.isnan(a).any() or np.isnan(b).any():
+        raise HeroError("the evaluations cover different tasks; evaluate all seeds with the same split and n_tasks")
     if b.shape[0] not in (1, a.shape[0]):
         b = b.mean(axis=0, keepdims=True)
     return interval(a - b, **settings)

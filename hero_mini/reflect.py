@@ -121,8 +121,10 @@ def self_reflector(policy: Policy, *, usage: Usage | None = None) -> Reflector:
     """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice)."""
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
+        if not rollouts:
+            return []
         prefixes = [reflection_prefix(policy, r) for r in rollouts]
-        limit = TOKENS_PER_LINE * max((len(r.turns) for r in rollouts), default=0)
+        limit = TOKENS_PER_LINE * max(len(r.turns) for r in rollouts)
         texts = complete(policy, prefixes, max_tokens=limit, usage=usage)
         return [parse_reflection(text, len(r.turns)) for text, r in zip(texts, rollouts, strict=True)]
 

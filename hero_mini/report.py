@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pandas as pd
 from hero_mini import probe, reflect
 from hero_mini.evaluate import by_task, interval, paired
 from hero_mini.runtime import HeroError, atomic_write
+from hero_mini.tables import origin
 
 DATA = Path("figures/data")
 COLUMNS = [
@@ -79,17 +78,17 @@ def _edge(name: str) -> Callable[[pd.DataFrame], Estimate]:
     return estimate
 
 
-_EVAL = "python -m hero_mini eval --preset full --out figures/data/hero_retail.csv"
+_STUDY = "python -m hero_mini study hero_retail"
 _PROBE = "python -m hero_mini probe --preset full --out figures/data/probe_retail"
 CLAIMS = [
     Claim("base_success_retail", "The warmed-up agent solves some held-out tasks, with room to improve", "not given",
-          "0.15..0.45", ("hero_retail.csv",), _base_success, _EVAL),
+          "0.15..0.45", ("hero_retail.csv",), _base_success, _STUDY),
     Claim("hero_beats_base_retail", "HERO with the model's own reflections raises success over the base agent",
-          "higher", "+", ("hero_retail.csv",), _gain("hero", "success"), _EVAL),
+          "higher", "+", ("hero_retail.csv",), _gain("hero", "success"), _STUDY),
     Claim("hero_fewer_turns_retail", "HERO needs fewer turns than the base agent", "13.4 -> 9.6 (against GRPO)", "-",
-          ("hero_retail.csv",), _gain("hero", "turns"), _EVAL),
+          ("hero_retail.csv",), _gain("hero", "turns"), _STUDY),
     Claim("shuffled_no_gain_retail", "The same diagnoses dealt out at random do not raise success", "not given",
-          "0 or -", ("hero_retail.csv",), _gain("shuffled_hero", "success"), _EVAL),
+          "0 or -", ("hero_retail.csv",), _gain("shuffled_hero", "success"), _STUDY),
     Claim("reflection_accuracy_retail", "The model tells in hindsight whether a turn was necessary", "not given",
           "0.85..1", ("probe_retail/reflection.csv",), _reflection, _PROBE),
     Claim("teacher_edge_hero_retail", "The HERO teacher prefers good actions to others (AUC)", "not given", "0.8..1",
@@ -130,18 +129,10 @@ def claims_table() -> pd.DataFrame:
                 continue
             row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
             row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high)}
-            row |= {"commit": _last_commit(DATA / c.sources[0]), "date": date.today().isoformat()}
+            made = origin(DATA / c.sources[0])
+            row |= {key: made.get(key, "unknown") for key in ("command", "commit", "date")}
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _last_commit(path: Path) -> str:
-    """The commit that made a data file what it is, or "uncommitted"."""
-    command = ["git", "log", "-1", "--format=%h", "--", str(path)]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "uncommitted"
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -5,19 +5,17 @@ with what is not. The results of all runs are gathered into tidy tables with the
 
     figures/data/<study>.csv          a row per held-out rollout: arm, variant, seed, env, task, success, turns, ...
     figures/data/<study>_curves.csv   a row per update: arm, variant, seed, and every column of metrics.csv
-    figures/data/<study>.json         commit, versions, and the commands of every run
+    .json twins of both               commit, versions, and the commands of every run
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from hero_mini.config import SIZES, Sizes, sizes
 from hero_mini.runtime import HeroError, atomic_write, nearest
+from hero_mini.tables import write_table
 
 Setting = tuple[str, str | int | float]
 
@@ -109,7 +108,7 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
         for number, job in enumerate(planned, 1):
             print(f"[{number}/{len(planned)}] {job.name}", flush=True)
             rows.append({"run": job.name, **run(job, folder / job.name, size)})
-            gather(name, planned, folder, data, size)
+            gather(name, planned, folder, data, preset)
     return pd.DataFrame(rows)
 
 
@@ -145,14 +144,14 @@ def _done(folder: Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, size: Sizes) -> None:
+def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
     """Write the tables of all finished runs, and where they come from, to `data`."""
     results, curves, commands = [], [], {}
     for job in planned:
         own = folder / job.name
         if _done(own) is None:
             continue
-        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, size)]
+        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, sizes(preset))]
         told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}
         for env in job.tests:
             table = pd.read_csv(own / f"eval-{env}-{job.split}.csv").drop(columns=["arm", "seed"])
@@ -160,20 +159,8 @@ def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, size: Si
         if (own / "metrics.csv").exists():
             table = pd.read_csv(own / "metrics.csv")
             curves.append(pd.DataFrame(told, index=table.index).join(table))
+    about = {"command": f"python -m hero_mini study {name} --preset {preset}", "runs": commands}
     if results:
-        atomic_write(data / f"{name}.csv", pd.concat(results).to_csv(index=False))
-        where = {"study": name, **provenance(), "commands": commands}
-        atomic_write(data / f"{name}.json", json.dumps(where, indent=1) + "\n")
+        write_table(data / f"{name}.csv", pd.concat(results), **about)
     if curves:
-        atomic_write(data / f"{name}_curves.csv", pd.concat(curves).to_csv(index=False))
-
-
-def provenance() -> dict[str, str]:
-    """Commit, versions and processor behind a result."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "commit": git.stdout.strip() or "unknown",
-        **{package: version(package) for package in ("torch", "transformers", "peft")},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+        write_table(data / f"{name}_curves.csv", pd.concat(curves), **about)

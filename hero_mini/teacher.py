@@ -60,6 +60,16 @@ def demonstration_text(demo: Rollout) -> str:
     return "A successful run of this task:\n" + "\n".join(lines)
 
 
+def check_demonstration(rollout: Rollout, demo: Rollout | None) -> None:
+    """raises HeroError: no demonstration, one that failed, or the rollout itself"""
+    if demo is None:
+        raise HeroError(f"context 'full_demo' needs a demonstration of {rollout.task_id}; pass demos=")
+    if not demo.success:
+        raise HeroError(f"the demonstration for {rollout.task_id} did not succeed; take a successful run")
+    if demo.turns == rollout.turns:
+        raise HeroError(f"the rollout of {rollout.task_id} cannot be its own demonstration")
+
+
 @dataclass(frozen=True)
 class Trunk:
     """The nodes of a rollout's trunk. A branch about turn t hangs on `decisions[t]`, before the assistant header."""
@@ -110,15 +120,13 @@ def teacher_tree(
     """One rollout as the teacher reads it; per turn the node that holds the student's action, None without a hint.
 
     always: a turn without a hint gets what it has, the observation and the outcome
-    raises HeroError: unknown context, or a full_demo without a demonstration or with the rollout itself as one
+    raises HeroError: unknown context, or a full_demo without a successful demonstration other than the rollout itself
     """
     check_context(context)
     grown = Tree()
     if context == "none" or context == "full_demo":
-        if context == "full_demo" and demo is None:
-            raise HeroError(f"context 'full_demo' needs a demonstration of {rollout.task_id}; pass demos=")
-        if demo is not None and demo == rollout:
-            raise HeroError(f"the rollout of {rollout.task_id} cannot be its own demonstration")
+        if context == "full_demo":
+            check_demonstration(rollout, demo)
         every = [True] * len(rollout.turns)
         trunk = add_trunk(policy, grown, rollout, scored=every, demo=demo if context == "full_demo" else None)
         return grown, list(trunk.actions)

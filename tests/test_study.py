@@ -55,7 +55,7 @@ class Processes:
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     fake = Processes()
-    monkeypatch.setattr(module.subprocess, "run", fake)
+    monkeypatch.setattr("subprocess.run", fake)
     return fake
 
 
@@ -72,8 +72,8 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     curves = pd.read_csv(tmp_path / "data/hero_retail_curves.csv")
     assert curves.groupby(["arm", "seed"]).size().tolist() == [12] * 6  # the base agent is not trained
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
-    assert kept["commit"] == "abc1234" and len(kept["commands"]) == 9
-    assert kept["commands"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
+    assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
+    assert kept["runs"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
