@@ -21,15 +21,13 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 STUDENT, EMA = "default", "ema"
 
 
-def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False, first_layer: int = 0) -> Policy:
+def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> Policy:
     """A policy with a fresh adapter that changes nothing yet (B = 0); its weights are the only trainable ones.
 
     The policy passed in stays as it is and shares its frozen weights with the student.
     rank: of every adapted matrix; alpha is twice the rank (our choice)
-    first_layer: the lowest layer that is adapted
     """
-    layers = list(range(first_layer, policy.model.config.num_hidden_layers))
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, layers_to_transform=layers, bias="none")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, bias="none")
     base = copy.deepcopy(policy.model, {id(p): p for p in policy.model.parameters()})  # peft rebuilds its modules
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws A from the global generator

@@ -39,16 +39,15 @@ class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
     env: str = "retail"
-    episodes: int = 2000  # tasks of the warmup split, one scripted episode each
+    episodes: int = 1300  # tasks of the warmup split, one scripted episode each
     batch: int = 2  # episodes per optimiser step
-    skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
+    skill: float = 0.6  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 12  # and one with a demonstration, which is about six scored turns
-    reflection_weight: float = 3.0  # weight of a reflection token against an action token
+    reflection_weight: float = 2.0  # weight of a reflection token against an action token
     rank: int = 16
-    first_layer: int = 8  # the layers below are left as they are, which saves their backward pass
-    lr: float = 1e-3  # peak, after five steps
+    lr: float = 2e-3  # peak, after five steps
     lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
@@ -188,7 +187,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
     """
     config = config or WarmupConfig()
-    student = add_student(policy, rank=config.rank, seed=config.seed, first_layer=config.first_layer)
+    student = add_student(policy, rank=config.rank, seed=config.seed)
     optimizer = AdapterOptimizer(student, lr=config.lr)
     checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch

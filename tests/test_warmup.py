@@ -36,7 +36,7 @@ from hero_mini.warmup import (
 
 CONFIG = WarmupConfig()
 LOCAL = ("diagnosis_only", "env_feedback", "hero")
-TINY = WarmupConfig(episodes=8, batch=2, rank=4, first_layer=1, max_turns=2, demo_every=4, lr=0.01)
+TINY = WarmupConfig(episodes=8, batch=2, rank=4, max_turns=2, demo_every=4, lr=0.01)
 
 
 class Letters:
@@ -315,6 +315,5 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
     assert any("lora_B" in name and value.abs().sum() > 0 for name, value in one.items())
-    assert all(".layers.1." in name for name in one)
     assert not list(tmp_path.glob("*.checkpoint"))
     assert len(losses) >= 8

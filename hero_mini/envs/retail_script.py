@@ -120,12 +120,14 @@ def scripted(env: Retail, draw: random.Random, skill: float) -> Action:
 
 
 def _habits(env: Retail, draw: random.Random) -> list[tuple[float, Action]]:
-    """Weighted bad habits that apply in this state: guessed ids, repeats, needless questions, wrong or early writes."""
+    """Weighted bad habits that apply in this state: guessed ids, repeats, needless questions, wrong or early writes.
+
+    A guess is always the same placeholder: random digits would be noise that nothing can be learned from.
+    """
     world, target = env.task.world, env.task.world["target"]
     user, done = env.db["users"][world["user_id"]], env.confirmed or env.wrote
-    guess = f"#W{draw.randint(1000, 9999)}"
     habits: list[tuple[float, Action]] = [
-        (1.0, Action("get_order_details", {"order_id": guess})),
+        (1.0, Action("get_order_details", {"order_id": "#W1234"})),
         (0.5, Action(draw.choice(("lookup_user", "get_user", "list_orders")), {"email": user["email"]}))
         if env.identity_known
         else (0.5, Action("list_orders", {"name": target["name"]})),
@@ -135,8 +137,7 @@ def _habits(env: Retail, draw: random.Random) -> list[tuple[float, Action]]:
     if env.identity_known:
         habits.append((1.5, respond(ASK)))
     elif not done:
-        wrong = f"{draw.choice(('sam', 'alex', 'kim'))}{draw.randint(10, 99)}@mail.com"
-        habits.append((1.0, Action("find_user_id_by_email", {"email": wrong})))
+        habits.append((1.0, Action("find_user_id_by_email", {"email": "user@mail.com"})))
     if env.listed:
         habits.append((1.0, _find_user(env)))
         habits += [
@@ -168,11 +169,10 @@ def _writes(env: Retail, draw: random.Random) -> list[tuple[float, Action]]:
         arguments["reason"] = "changed my mind" if right or draw.random() < 0.2 else draw.choice(REASONS)
     else:
         items = [i for i in order["items"] if i != target["item"]] if order_id in env.read else []
-        arguments["item_ids"] = [draw.choice(items) if items else str(draw.randint(1000, 9999))]
+        arguments["item_ids"] = [draw.choice(items) if items else "1234"]
         if tool != "return_delivered_order_items":
-            arguments["new_item_ids"] = [str(draw.randint(1000, 9999))]
-        known = order_id in env.read
-        arguments["payment_method_id"] = order["payment"] if known else draw.choice(("paypal_11", "gift_card_22"))
+            arguments["new_item_ids"] = ["5678"]
+        arguments["payment_method_id"] = order["payment"] if order_id in env.read else "paypal_11"
     wrong = Action(tool, arguments)
     return [(1.0, wrong), (1.0, respond(proposal(wrong)))]
 

@@ -12,9 +12,18 @@ REASONS = ("no longer needed", "ordered by mistake")
 FIRST = (
     "Mia Noah Yuki Omar Lena Ivan Aisha Liam Sofia Raj Emma Chen Fatima Lucas Olga Ethan Nora Diego Hana Amir".split()
 )
-LAST = (
-    "Lopez Kim Silva Patel Rossi Muller Khan Brown Sato Davis Ito Garcia Novak Santos Li Moore Ali Wilson Cruz Berg"
-).split()
+LAST = """
+Abbott Adler Ahmed Akins Ali Allen Alves Amato Anders Arroyo Atkins Bailey Baker Banks Barone Bauer Becker Bell
+Berg Bianchi Blake Bloom Borg Bowen Brandt Brooks Brown Bruno Burke Byrne Campos Cano Carter Castro Chan Chavez
+Choi Clark Cohen Conti Costa Cruz Dalton Davis Dawson Delgado Diaz Dixon Dolan Duarte Dubois Duran Eaton Egan
+Ellis Engel Erikson Evans Farrell Fermi Fischer Flores Foster Fowler Frank Fuentes Garcia Gibson Gomez Goto
+Grant Greco Gupta Hagen Hansen Harper Hayashi Hill Hoffman Holm Howell Huang Hughes Ibarra Ito Ivanov Jain
+Jansen Jensen Jones Kaplan Karlsson Kato Keller Khan Kim Klein Koch Kowalski Kumar Lambert Larsen Leone Lopez
+Lund Maier Marino Mason Meyer Mishra Moore Morita Muller Nakano Navarro Nguyen Nilsen Novak Ogawa Oliver Olsen
+Ortega Osman Palmer Park Patel Perez Petrov Popov Quinn Ramos Rao Reyes Ricci Rojas Romero Rossi Russo Saito
+Santos Sato Schmidt Shah Silva Singh Sosa Stone Suzuki Tanaka Torres Vargas Wagner Walker Weber Wong Yilmaz
+Young
+""".split()  # enough of them that a name has to be read, not known
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "lamp": ("white", "black", "brass"),
     "mug": ("small", "medium", "large"),
