@@ -63,14 +63,14 @@ PROMPTS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (  # kind, instruc
 )
 
 TEXTS = (  # written for this purpose
-    "The bakery on the corner opens at six in the morning. By seven there is a line of people waiting for warm bread. The "
-    "baker knows most of them by name, and she always asks about their families before she takes the money.",
-    "A river carries sand and stones from the mountains to the sea. Where the water slows down, it drops what it can no "
-    "longer carry, and over thousands of years a flat and fertile plain grows at its mouth.",
+    "The bakery on the corner opens at six in the morning. By seven there is a line of people waiting for warm bread. "
+    "The baker knows most of them by name, and she always asks about their families before she takes the money.",
+    "A river carries sand and stones from the mountains to the sea. Where the water slows down, it drops what it can "
+    "no longer carry, and over thousands of years a flat and fertile plain grows at its mouth.",
     "To change a tire, first park the car on level ground and set the brake. Loosen the nuts a little, lift the car, "
     "remove the nuts and the wheel, and put the spare wheel in its place.",
-    "When the children heard the bell, they ran across the yard and lined up in front of the door. Their teacher counted "
-    "them twice, because on the last trip one boy had fallen asleep on the bus.",
+    "When the children heard the bell, they ran across the yard and lined up in front of the door. Their teacher "
+    "counted them twice, because on the last trip one boy had fallen asleep on the bus.",
 )
 
 
