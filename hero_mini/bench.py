@@ -78,9 +78,7 @@ def one_pass_teacher(policy: Policy, turns: int, pairs: int = PAIRS) -> Row:
     rollout = replace(episodes[0], turns=tuple(acted))
     tree, nodes = teacher_tree(policy, rollout, "hero", oracle([rollout])[0].diagnoses)
     paths = [alone(tree, node) for node in nodes if node is not None]
-    seconds = interleaved(
-        lambda: [logprobs(policy, [path]) for path in paths], lambda: logprobs(policy, [tree]), pairs
-    )
+    seconds = interleaved(lambda: [logprobs(policy, [path]) for path in paths], lambda: logprobs(policy, [tree]), pairs)
     return Row.of(f"one_pass_teacher_{turns}_turns", [by_turn / at_once for by_turn, at_once in seconds])
 
 
