@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from hero_mini.envs.airline import Airline
 
 ASK = "What is your user id?"
-PROPOSALS = {
+PROPOSALS = {  # I will ...
     "cancel_reservation": "cancel {reservation_id}",
     "update_reservation_flights": "change {reservation_id} to {cabin} on {flights}, {payment_id}",
-    "update_reservation_baggages": "set {reservation_id} to {total_baggages} bags, {nonfree_baggages} paid, {payment_id}",
+    "update_reservation_baggages": "give {reservation_id} {total_baggages} bags, {nonfree_baggages} paid, {payment_id}",
     "update_reservation_passengers": "set the passengers of {reservation_id} to {passengers}",
     "send_certificate": "send {user_id} a certificate of ${amount}",
 }
@@ -88,11 +88,8 @@ def wrong_write(before: Airline, action: Action) -> str:
     world = before.task.world
     if world["forbidden"] and action == world["write"]:
         return "against the policy"
-    return (
-        "wrong reservation"
-        if action.arguments.get("reservation_id", world["target"]) != world["target"]
-        else "wrong write"
-    )
+    elsewhere = action.arguments.get("reservation_id", world["target"]) != world["target"]
+    return "wrong reservation" if elsewhere else "wrong write"
 
 
 def judge_read(before: Airline, after: Airline, action: Action, better: Action) -> tuple[Verdict, str]:
@@ -117,8 +114,8 @@ def habits(env: Airline, draw: random.Random) -> list[tuple[float, Action]]:
     lookup = Action("get_user_details", {"user_id": world["user_id"]})
     found: list[tuple[float, Action]] = [
         (1.0, details(guess)),
-        (0.5, Action(draw.choice(("get_user", "list_reservations", "get_flight_status")), {"reservation_id": guess})),
-        (0.5, OUT_OF_SCOPE),
+        (0.5, Action(draw.choice(("get_user", "list_reservations", "get_booking")), {"reservation_id": guess})),
+        (0.75, OUT_OF_SCOPE),
         (1.0, respond(CLOSING)),
     ]
     if env.identity_known:
@@ -134,9 +131,9 @@ def habits(env: Airline, draw: random.Random) -> list[tuple[float, Action]]:
             if r in env.read or world["target"] in env.read
         ]
         wrong_id = draw.choice(env.listed)
-        found += [(w, a) for w, a in _wrong_writes(env, draw, wrong_id)]
+        found += _wrong_writes(env, draw, wrong_id)
         if not (world["family"] == "deny" and wrong_id == world["target"]):
-            found.append((0.5, deny(wrong_id)))
+            found.append((0.75, deny(wrong_id)))
     return found
 
 
@@ -150,9 +147,8 @@ def _wrong_writes(env: Airline, draw: random.Random, reservation_id: str) -> lis
     if tool == "cancel_reservation":
         arguments = here
     elif tool == "update_reservation_flights":
-        flights = (
-            [spell(f) for f in r["flights"]] if known else [f"HAT{draw.randint(10, 99)} 05-{draw.randint(20, 29)}"]
-        )
+        guess = f"HAT{draw.randint(10, 99)} 05-{draw.randint(20, 29)}"
+        flights = [spell(f) for f in r["flights"]] if known else [guess]
         arguments = {**here, "cabin": draw.choice(CABINS), "flights": flights, **paid}
     elif tool == "update_reservation_baggages":
         total = draw.randint(1, 4)
@@ -163,7 +159,7 @@ def _wrong_writes(env: Airline, draw: random.Random, reservation_id: str) -> lis
     else:
         arguments = {"user_id": world["user_id"], "amount": draw.choice((50, 100, 150, 200, 300))}
     wrong = Action(tool, arguments)
-    return [] if wrong in env.task.gold else [(1.0, wrong), (1.0, respond(proposal(wrong)))]
+    return [] if wrong in env.task.gold else [(1.5, wrong), (1.0, respond(proposal(wrong)))]
 
 
 def admissible(env: Airline) -> list[Action]:
@@ -189,25 +185,18 @@ def admissible(env: Airline) -> list[Action]:
 def _writes(env: Airline, reservation_id: str) -> list[Action]:
     """Writes on a reservation that has been read."""
     world, r = env.task.world, env.db["reservations"][reservation_id]
-    here, people = {"reservation_id": reservation_id}, r["passengers"]
+    here, people, bags = {"reservation_id": reservation_id}, r["passengers"], r["total_baggages"]
     card = {"payment_id": next(iter(env.db["users"][world["user_id"]]["payment_methods"]))}
     flights = [[spell(f) for f in r["flights"]]]
     if world["search"] is not None and " ".join(world["search"].values()) in env.read:
-        flights += [
-            [f"{n} {d}"] for n, f in env.db["flights"].items() for d in f["dates"] if d == world["search"]["date"]
-        ]
-    bags = r["total_baggages"]
+        date = world["search"]["date"]
+        flights += [[f"{number} {date}"] for number, f in env.db["flights"].items() if date in f["dates"]]
+    other = [{**here, "cabin": cabin, "flights": f, **card} for cabin in CABINS for f in flights]
+    more = [{**here, "total_baggages": bags + n, "nonfree_baggages": n, **card} for n in (1, 2)]
     return [
         Action("cancel_reservation", here),
-        *(
-            Action("update_reservation_flights", {**here, "cabin": c, "flights": f, **card})
-            for c in CABINS
-            for f in flights
-        ),
-        *(
-            Action("update_reservation_baggages", {**here, "total_baggages": bags + n, "nonfree_baggages": n, **card})
-            for n in (1, 2)
-        ),
+        *(Action("update_reservation_flights", arguments) for arguments in other),
+        *(Action("update_reservation_baggages", arguments) for arguments in more),
         Action("update_reservation_passengers", {**here, "passengers": people}),
         Action("send_certificate", {"user_id": world["user_id"], "amount": 100 * len(people)}),
     ]

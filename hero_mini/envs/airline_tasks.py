@@ -73,7 +73,8 @@ def make_task(split: str, index: int, seed: int = 0) -> Task:
     reservation = db["reservations"][target]
     if twist == "flown" or wish == "certificate":
         _let_pass(db, reservation, "landed" if twist == "flown" else "cancelled")
-    told = wish == "flight" or (draw.random() < 0.5 and family != "deny" and twist != "email")  # the user knows the id
+    knows = family == "flight" or draw.random() < 0.5  # the user knows the id of the reservation
+    told = knows and family != "deny" and twist != "email"
     search = _other_flights(draw, db, reservation) if wish == "flight" else {}
     which = f"reservation {target}" if told else f"trip to {reservation['destination']}"
     request, write = _wish(draw, wish, db, user_id, target, which, ill, search)

@@ -47,9 +47,7 @@ class Tau:
     tools: dict[str, tuple[str, ...]]  # name -> required arguments, in the order of the real tools
     writes: tuple[str, ...]  # the tools that do the user's work
     numbers: frozenset[str] = frozenset()  # arguments that are whole numbers
-    lists: dict[
-        str, tuple[str, ...]
-    ]  # arguments that are lists of strings -> keys of the objects that are accepted too
+    lists: dict[str, tuple[str, ...]]  # arguments that are lists of strings -> keys of objects that are accepted too
     refusals: tuple[str, ...]  # a part of each error with which a tool answers a call that fits its signature
     identity_question: re.Pattern[str]  # what a message must contain, in lower case, for the user to say who they are
     script: Script
