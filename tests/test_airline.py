@@ -23,7 +23,7 @@ from hero_mini.envs.airline import TOOLS, WRITES, Airline
 from hero_mini.envs.airline_script import ASK, proposal
 from hero_mini.envs.airline_tasks import FAMILIES, WRITE_TOOL, make_task
 from hero_mini.envs.base import STOP, VERDICTS
-from hero_mini.envs.tau import CLOSING, OUT_OF_SCOPE
+from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
 from hero_mini.runtime import HeroError
 
 
@@ -171,7 +171,7 @@ def test_tasks_follow_the_policy_that_the_prompt_states() -> None:
         assert ("was cancelled" in task.instruction) == flight.endswith("cancelled")
         if task.family == "bags":
             free = {"basic_economy": 0, "economy": 1, "business": 2}[cabin] + ["regular", "silver", "gold"].index(level)
-            more, now = int(re.search(r"add (\d)", task.instruction)[1]), int(bags[0])
+            more, now = int(re.search(r"add (\d)", task.instruction)[1]), int(re.search(r"\d", bags)[0])
             gold = task.gold[0].arguments
             assert gold["total_baggages"] == now + more
             assert gold["nonfree_baggages"] == max(0, now + more - people * free)
@@ -221,7 +221,7 @@ def second_opinion(task: Task, steps: list[Step]) -> float:
             done.append(f"transfer {found}")
         elif info["error"] is None and name in WRITES:
             done.append(effect(name, arguments))
-    db = copy.deepcopy(task.world["db"])
+    db = copy.deepcopy(task.world["db"])  # the gold write is worked out on a fresh one
     gold = ["transfer True"] if task.family == "transfer" else [effect(a.name, a.arguments) for a in task.gold]
     told = all(output in {w.rstrip(".") for w in words} for output in task.outputs)
     return float(steps[-1][3] and [d for d in done if d is not None] == gold and told)
@@ -294,7 +294,7 @@ def test_the_tools_do_not_check_the_policy() -> None:
 # --- the tools' errors -----------------------------------------------------------------------------------------------
 def equipped() -> tuple[Airline, dict[str, str]]:
     """An episode whose user has a gift card and a certificate, with a flight that is gone and one that is full."""
-    env = started(next(t for t in tasks(50, family="flight") if t.world["db"]["reservations"][t.world["target"]]), 50)
+    env = started(next(tasks(1, family="flight")), 50)
     target = env.task.world["target"]
     reservation, user = env.db["reservations"][target], env.db["users"][env.task.world["user_id"]]
     user["payment_methods"] |= {"gift_card_99": 0, "certificate_99": 500}
@@ -314,6 +314,7 @@ def equipped() -> tuple[Airline, dict[str, str]]:
 
 FLIGHTS = "update_reservation_flights(reservation_id='{r}', cabin='%s', flights=['%s'], payment_id='%s')"
 BAGS = "update_reservation_baggages(reservation_id='{r}', total_baggages=9, nonfree_baggages=9, payment_id='%s')"
+PEOPLE = "update_reservation_passengers(reservation_id='{r}', passengers=%s)"
 ERRORS = [
     ("get_user_details(user_id='sam_fox_11')", "Error: User sam_fox_11 not found"),
     ("send_certificate(user_id='sam_fox_11', amount=100)", "Error: User sam_fox_11 not found"),
@@ -486,7 +487,7 @@ MORE_HOSTILE = [
     "update_reservation_flights(reservation_id='x', cabin='economy', flights='HAT1 05-20', payment_id='x')",
     "update_reservation_passengers(reservation_id='{r}', passengers=['{{0}}'])",
     '{"name": "update_reservation_flights", "arguments": {"reservation_id": "x", "cabin": ["economy"], "flights": []}}',
-    '{"name": "update_reservation_passengers", "arguments": {"reservation_id": "x", "passengers": [{"first_name": 1}]}}',
+    '{"name": "update_reservation_passengers", "arguments": {"reservation_id": "x", "passengers": [{}]}}',
     '{"name": "send_certificate", "arguments": {"user_id": "x", "amount": ' + "9" * 1500 + "}}",
     '{"name": "send_certificate", "arguments": {"user_id": {}, "amount": 1.0}}',
     "send_certificate(user_id='x', amount='١٢')",

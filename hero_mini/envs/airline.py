@@ -19,7 +19,8 @@ from typing import Any
 from hero_mini.envs import airline_script
 from hero_mini.envs.airline_tasks import CABINS, WRITES, make_task, spell
 from hero_mini.envs.base import said
-from hero_mini.envs.tau import TRANSFER, Tau, ToolError
+from hero_mini.envs.tau import Tau, ToolError
+from hero_mini.envs.tau_script import TRANSFER
 
 SYSTEM_PROMPT = """Airline agent. Get the user id, read user and reservation, get a yes before a write. Deny what the \
 rules forbid, transfer what is flown or out of scope.
@@ -86,7 +87,7 @@ class Airline(Tau):
         booked = f"booked {r['hours_ago']}h ago" if r["status"] == "booked" else r["status"]
         text = (
             f"{reservation_id} {r['origin']}-{r['destination']} {r['cabin']}; {flights}; {', '.join(r['passengers'])}; "
-            f"{r['total_baggages']} bags {r['nonfree_baggages']} paid; {booked}; "
+            f"bags {r['total_baggages']}, {r['nonfree_baggages']} paid; {booked}; "
             f"{'insured' if r['insurance'] == 'yes' else 'uninsured'}"
         )
         return text[:MAX_CHARS]

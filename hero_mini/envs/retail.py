@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from hero_mini.envs import retail_script
 from hero_mini.envs.retail_tasks import REASONS, WRITES, make_task
-from hero_mini.envs.tau import TRANSFER, Tau, ToolError
+from hero_mini.envs.tau import Tau, ToolError
+from hero_mini.envs.tau_script import TRANSFER
 
 SYSTEM_PROMPT = """Retail agent. Find the user, read the order, get a yes before a write, transfer what is out of scope.
 Tools: find_user_id_by_email find_user_id_by_name_zip get_order_details get_product_details cancel_pending_order \

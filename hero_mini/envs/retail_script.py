@@ -1,4 +1,4 @@
-"""The scripted side of mini retail (see `tau.Script`): the expert, the judgement of reads and writes, the bad habits.
+"""The scripted side of mini retail, a `tau_script.Script`: the expert, the judgement of reads, the bad habits.
 
 The expert and the judgement use only what the agent has been shown so far, so that a corrected action never contains
 a fact the agent could not have known. The bad habits are the behaviour that the warm-up teaches on purpose.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hero_mini.envs.base import Action, Verdict
 from hero_mini.envs.retail_tasks import REASONS, WRITE_TOOL, find_user
-from hero_mini.envs.tau import CLOSING, OUT_OF_SCOPE, respond
+from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE, respond
 
 if TYPE_CHECKING:
     from hero_mini.envs.retail import Retail

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from hero_mini.envs.base import SPLITS, Action, Task, task_id
-from hero_mini.envs.tau import OUT_OF_SCOPE
+from hero_mini.envs.tau_script import OUT_OF_SCOPE
 from hero_mini.runtime import rng
 
 REASONS = ("no longer needed", "ordered by mistake")

@@ -1,10 +1,10 @@
-"""What the mini TauBench domains share: the episode, the calls, the reward, the scripted user, the judgement of a turn.
+"""What the mini TauBench domains share: the episode, the calls, the reward and the scripted user.
 
 Kept from tau-bench: tools that enforce neither authentication nor a yes nor the policy, writes that cannot be undone,
 transfer of what is out of scope, reward 0/1 from the final database against a replay of the gold actions, required
 outputs as whole tokens. Ours: short ids and texts, and a transfer is written into the database with the user it is for.
 
-A domain is a subclass with a method `_<tool>` per tool, a generator of tasks, and a module that is its `Script`.
+A domain is a subclass with a method `_<tool>` per tool, a generator of tasks, and a `tau_script.Script`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,15 @@ import json
 import random
 import re
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from hero_mini.envs.base import STOP, Action, Task, Verdict, parse_action, said
+from hero_mini.envs.base import STOP, Action, Task, parse_action, said
+from hero_mini.envs.tau_script import TRANSFER, Script, asks_yes, judge
 from hero_mini.runtime import HeroError
-
-TRANSFER = "transfer_to_human_agents"
-OUT_OF_SCOPE = Action(TRANSFER, {"summary": "out of scope"})
-CLOSING = "It is done. Anything else?"
 
 
 class ToolError(Exception):
     """The tool's own refusal; its text is the observation, verbatim as in tau-bench."""
-
-
-class Script(Protocol):
-    """What a domain's script module knows. Nothing here uses a fact that the agent has not been shown."""
-
-    def expert(self, env: Any) -> Action: ...
-    def judge_read(self, before: Any, after: Any, action: Action, better: Action) -> tuple[Verdict, str]: ...
-    def wrong_write(self, before: Any, action: Action) -> str: ...
-    def habits(self, env: Any, draw: random.Random) -> list[tuple[float, Action]]: ...
-    def admissible(self, env: Any) -> list[Action]: ...
 
 
 class Tau:
@@ -130,7 +117,7 @@ class Tau:
         self.done = terminated or truncated
         parts = self.reward_parts() if terminated else {"database": 0.0, "outputs": 0.0}
         reward = float(all(parts.values())) if terminated else 0.0
-        verdict, cause = _judge(before, self, parsed, error, better, observation)
+        verdict, cause = judge(before, self, parsed, error, better, observation)
         info = {
             "role": role,
             "action": {"name": parsed.name, "arguments": parsed.arguments},
@@ -184,7 +171,7 @@ class Tau:
         self.spoken.append(text)
         if self.wrote or self._settles(text):
             return STOP
-        if _asks_yes(low):
+        if asks_yes(low):
             if self._wanted(text):
                 self.confirmed = True
                 return "Yes, please."
@@ -250,59 +237,9 @@ class Tau:
         return "Transfer successful"
 
 
-def respond(text: str) -> Action:
-    """A message to the user."""
-    return Action("respond", {"content": text})
-
-
 def _has(value: Any, keys: tuple[str, ...]) -> bool:
     return isinstance(value, dict) and all(key in value for key in keys)
 
 
-def _asks_yes(low: str) -> bool:
-    """Whether a message, in lower case, asks the user's yes to a proposal."""
-    return "(yes/no)" in low or "proceed" in low or "confirm" in low
-
-
 def _hash(db: dict) -> str:
     return hashlib.sha256(json.dumps(db, sort_keys=True).encode()).hexdigest()
-
-
-# --- the oracle ------------------------------------------------------------------------------------------------------
-def _judge(
-    before: Tau, after: Tau, action: Action, error: str | None, better: Action, observation: str
-) -> tuple[Verdict, str]:
-    """The diagnosis of one turn as verdict and cause (our choice), from the episode before and after it."""
-    if error is not None:
-        return _judge_error(error, before.refusals)
-    if action.name in before.writes:
-        if action not in before.task.gold:
-            return "harmful", before.script.wrong_write(before, action)
-        if str(action) in before.calls:
-            return ("harmful" if before.db != after.db else "unnecessary"), "already done"
-        return ("necessary", "") if before.confirmed else ("harmful", "no yes from the user")
-    if action.name == TRANSFER:
-        return ("necessary", "") if better.name == TRANSFER else ("harmful", "no need to transfer")
-    if action.name != "respond":
-        return before.script.judge_read(before, after, action, better)
-    if str(better) == CLOSING:
-        return "necessary", ""
-    if observation == STOP:
-        return ("necessary", "") if all(after.reward_parts().values()) else ("harmful", "wrong answer")
-    if _asks_yes(str(action).lower()):
-        if before.confirmed:
-            return "unnecessary", "already confirmed"
-        if not after.confirmed:
-            return "failed", "the user said no"
-        return ("harmful", "against the policy") if before.task.world.get("forbidden") else ("necessary", "")
-    if after.identity_known and not before.identity_known:
-        return "necessary", ""
-    return "unnecessary", "already told" if observation == before.task.world["identity_reply"] else "work not done"
-
-
-def _judge_error(error: str, refusals: tuple[str, ...]) -> tuple[Verdict, str]:
-    if error.startswith("Unknown action"):
-        return "invalid", "unknown action"
-    if any(part in error for part in refusals):
-        return "failed", error.removeprefix("Error: ")
-    return "invalid", "bad arguments"
