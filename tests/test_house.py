@@ -75,7 +75,9 @@ def test_atomic_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code, says", [(errno.ENOSPC, "is full: free some space"), (errno.EROFS, "cannot be written")])
-def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str) -> None:
+def test_failed_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
     def fail(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
