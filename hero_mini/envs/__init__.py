@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from hero_mini.envs.airline import Airline
 from hero_mini.envs.base import SPLITS, Action, Env, Task, parse_action
 from hero_mini.envs.retail import Retail
 from hero_mini.runtime import HeroError, nearest
 
-ENVS: dict[str, type] = {"retail": Retail}
+ENVS: dict[str, type] = {"retail": Retail, "airline": Airline}
 
 
 def make(name: str, **settings) -> Env:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+from hero_mini.runtime import HeroError, nearest
+
 Verdict = Literal["necessary", "unnecessary", "invalid", "failed", "harmful"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 SPLITS = ("warmup", "train", "validation", "test")
@@ -36,6 +38,16 @@ class Task:
     gold: tuple[Action, ...]
     outputs: tuple[str, ...] = ()  # strings the agent must say, as whole tokens
     world: dict[str, Any] = field(default_factory=dict, repr=False)  # the private database and the user's slots
+
+
+def task_id(env: str, split: str, index: int, seed: int) -> str:
+    """The name of a task, "<env>/<split>/<index>"; "@<seed>" stands behind it for a seed other than 0.
+
+    raises HeroError: unknown split
+    """
+    if split not in SPLITS:
+        raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+    return f"{env}/{split}/{index}" + (f"@{seed}" if seed else "")
 
 
 @dataclass(frozen=True)

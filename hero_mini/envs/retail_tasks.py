@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from hero_mini.envs.base import SPLITS, Action, Task
-from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.envs.base import SPLITS, Action, Task, task_id
+from hero_mini.envs.tau_script import OUT_OF_SCOPE
+from hero_mini.runtime import rng
 
-TRANSFER = "transfer_to_human_agents"
 REASONS = ("no longer needed", "ordered by mistake")
 FIRST = (
     "Mia Noah Yuki Omar Lena Ivan Aisha Liam Sofia Raj Emma Chen Fatima Lucas Olga Ethan Nora Diego Hana Amir".split()
@@ -50,8 +50,7 @@ WRITES = tuple(WRITE_TOOL.values())
 
 def make_task(split: str, index: int, seed: int = 0) -> Task:
     """Task `index` of a split. Last names are dealt out by split, so no user stands in two splits."""
-    if split not in SPLITS:
-        raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+    name_of_task = task_id("retail", split, index, seed)
     draw = rng(seed, "retail", split, index)
     family = draw.choices(list(FAMILIES), weights=list(FAMILIES.values()))[0]
     lasts = LAST[SPLITS.index(split) :: len(SPLITS)]
@@ -96,7 +95,7 @@ def make_task(split: str, index: int, seed: int = 0) -> Task:
     if family in WRITE_TOOL:
         gold = (Action(WRITE_TOOL[family], arguments),)
     elif family == "transfer":
-        gold = (find_user(user, by_email), Action(TRANSFER, {"summary": "out of scope"}))
+        gold = (find_user(user, by_email), OUT_OF_SCOPE)
     opener_identity = draw.random() < 0.5
     reply = user["email"] if by_email else f"{user['first_name']} {user['last_name']}, zip {user['zip']}"
     world = {
@@ -113,9 +112,8 @@ def make_task(split: str, index: int, seed: int = 0) -> Task:
         "proposal_words": words,
         "opener": f"Hi, I am {reply}. {request}" if opener_identity else f"Hi. {request}",
     }
-    task_id = f"retail/{split}/{index}" + (f"@{seed}" if seed else "")
     outputs = (order["payment"],) if family == "info" else ()
-    return Task(task_id, split, index, family, request, gold, outputs, world)
+    return Task(name_of_task, split, index, family, request, gold, outputs, world)
 
 
 def find_user(user: dict, by_email: bool) -> Action:
