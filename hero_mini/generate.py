@@ -84,7 +84,7 @@ def converse(
     *,
     shared: Sequence[int],
     sampling: Sampling,
-    batch_size: int = 32,
+    batch_size: int = 64,
     usage: Usage | None = None,
     progress: bool = False,
 ) -> list[T]:
@@ -199,7 +199,7 @@ def complete(
     greedy: bool = True,
     temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 64,
     usage: Usage | None = None,
 ) -> list[str]:
     """One answer to each prefix (token ids that end with a header), as text."""

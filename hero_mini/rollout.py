@@ -144,7 +144,7 @@ def collect(
     greedy: bool = False,
     max_turns: int = 10,
     max_action_tokens: int = 96,
-    batch_size: int = 32,
+    batch_size: int = 64,
     repeats: int = 1,
     usage: Usage | None = None,
     progress: bool = False,
