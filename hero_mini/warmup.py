@@ -41,13 +41,13 @@ class WarmupConfig:
     env: str = "retail"
     episodes: int = 1300  # tasks of the warmup split, one scripted episode each
     batch: int = 2  # episodes per optimiser step
-    skill: float = 0.6  # share of expert actions in the scripted agent; the rest are bad habits
+    skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 12  # and one with a demonstration, which is about six scored turns
     reflection_weight: float = 2.0  # weight of a reflection token against an action token
     rank: int = 16
-    lr: float = 2e-3  # peak, after five steps
+    lr: float = 1e-3  # peak, after five steps
     lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
@@ -85,11 +85,24 @@ class Example:
 def episode_example(
     policy: Policy, episode: Episode, draw: random.Random, config: WarmupConfig, *, branches: bool
 ) -> Example:
-    """Acting on the trunk, reflecting at its end and, with `branches`, one example of each local context."""
+    """Acting at every turn, reflecting at the end and, with `branches`, one example of each local context.
+
+    A turn teaches the expert's action and a bad habit, in the shares of the scripted agent: what it happened to do
+    stands on the trunk, the other one on a branch. So a state always tells what is best there.
+    """
     rollout = episode.rollout
     tree = Tree()
     trunk = add_trunk(policy, tree, rollout, scored=[True] * len(rollout.turns))
-    weights = {node: 1.0 for node in trunk.actions}
+    weights = {}
+    for state, turn, decision, node in zip(episode.states, rollout.turns, trunk.decisions, trunk.actions, strict=True):
+        good = turn.action == str(state.expert())
+        other = str(state.scripted(draw, 0.0 if good else 1.0))
+        weights[node] = config.skill if good else 1 - config.skill
+        if other == turn.action:
+            weights[node] = 1.0
+        else:
+            ids = [*policy.encode(other), policy.eos_id]
+            weights[tree.add(ids, tree.add(policy.header(), decision), scored=True)] = 1 - weights[node]
     last = rollout.turns[-1]
     end = tree.add(policy.message(last.next_role, last.next_observation), trunk.end)
     end = tree.add(policy.message("system", question(rollout)) + policy.header(), end)
