@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from hero_mini.config import SIZES, TrainConfig  # no torch: --help stays quick
+from hero_mini.envs import ENVS, SPLITS
 from hero_mini.runtime import HeroError, nearest
 
 
@@ -62,8 +63,8 @@ def build_parser() -> Parser:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
     def work_options(sub: Parser, *, split: str) -> None:
-        sub.add_argument("--env", default="retail", choices=["retail"])
-        sub.add_argument("--split", default=split, choices=["warmup", "train", "validation", "test"])
+        sub.add_argument("--env", default="retail", choices=ENVS)
+        sub.add_argument("--split", default=split, choices=SPLITS)
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
