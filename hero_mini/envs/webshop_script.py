@@ -14,7 +14,6 @@ from hero_mini.envs.base import Action
 from hero_mini.envs.webshop_catalogue import (
     BACK,
     BUY,
-    COLORS,
     DESCRIPTION,
     FEATURES,
     INVALID,
@@ -182,10 +181,10 @@ def _browsing(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
     """Opens a twin, searches or buys where that is not possible, turns pages for nothing, guesses ids."""
     value = draw.choice(list(env.goal.options.values()))
     return [
-        (1.5, click(draw.choice(env.on_page()))),
-        (1.0, search(wish(env))),
-        (1.0, click(_guess(draw))),
-        (1.0, click(value)),
+        (3.0, click(draw.choice(env.on_page()))),
+        (0.7, search(wish(env))),
+        (0.7, click(_guess(draw))),
+        (0.7, click(value)),
         (0.7, click(BUY)),
         (0.3, click(BACK)),
         (0.7, click(NEXT)),
@@ -193,15 +192,17 @@ def _browsing(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
 
 
 def _choosing(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
-    """Buys too early or the wrong product, takes another option, clicks again, reads what is not needed, leaves."""
+    """Buys too early, or a twin; takes another option, clicks again, reads what is not needed, leaves."""
+    wanted = draw.choice(list(env.goal.options.values()))
+    twin = fit(env, env.item) == "no"
     return [
-        (1.5, click(BUY)),
-        (1.0, click(draw.choice(list(env.values())))),
+        (4.0 if twin else 1.2, click(BUY)),
+        (1.5 if twin else 0.3, click(wanted)),
+        (1.2, click(draw.choice(list(env.values())))),
         *[(1.0, click(value)) for value in env.chosen.values()],
         (0.7, click(draw.choice(env.results))),
-        (0.7, click(draw.choice(COLORS))),
         (0.7, click(DESCRIPTION)),
-        (0.5, click(FEATURES)),
+        (0.7, click(FEATURES)),
         (0.5, search(wish(env))),
         (0.3, click(BACK)),
         (0.3, click(PREV)),
