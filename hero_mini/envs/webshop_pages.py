@@ -16,7 +16,7 @@ from hero_mini.envs.webshop_catalogue import BUY, SHELF, Product
 from hero_mini.figures import VERDICT_STYLE
 
 CARD = (
-    "box-sizing:border-box;width:21em;min-height:25em;background:#ffffff;color:#1f2933;border:1px solid #cbd2d9;"
+    "box-sizing:border-box;width:21em;min-height:29em;background:#ffffff;color:#1f2933;border:1px solid #cbd2d9;"
     "border-radius:8px;overflow:hidden;font:13px/1.45 system-ui,sans-serif;text-align:left"
 )
 BAR = "background:#22496b;color:#ffffff;padding:.45em .8em;font-weight:600"
@@ -28,8 +28,8 @@ PLAIN, FILLED, BUYING = (
     PILL.format(line="#b7791f") + ";background:#f6c453;color:#1f2933;font-weight:600",
 )
 CAPTION = (
-    "width:20em;margin-top:.4em;padding:.2em .6em;background:#ffffff;color:#1f2933;font:13px/1.45 system-ui,sans-serif;"
-    "overflow-wrap:anywhere"
+    "box-sizing:border-box;width:21em;margin-top:.4em;padding:.3em .7em;background:#ffffff;color:#1f2933;"
+    "font:13px/1.45 system-ui,sans-serif;overflow-wrap:anywhere"
 )
 MARK = ";outline:3px solid #d55e00;outline-offset:1px"
 TINT = {"clothing": "#dcebf7", "home": "#e3f1e4", "electronics": "#ece6f5", "beauty": "#fbe6ea"}
