@@ -66,7 +66,7 @@ def build_parser() -> Parser:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
     def work_options(sub: Parser, *, split: str) -> None:
-        sub.add_argument("--env", default="retail", choices=list(ENVS))
+        sub.add_argument("--env", default="retail", choices=ENVS)
         sub.add_argument("--split", default=split, choices=SPLITS)
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")

@@ -15,6 +15,7 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from hero_mini import envs, figures
 from hero_mini.config import SIZES as SIZES
 from hero_mini.config import sizes as sizes
+from hero_mini.envs import Task, webshop_pages
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout, Turn, collect, load_rollouts, save_rollouts
@@ -126,6 +128,54 @@ def rollouts(policy: Policy, n: int, *, seed: int, out: str | Path, split: str =
         tasks = envs.make("retail").tasks(split, n)
         save_rollouts(file, collect(policy, "retail", tasks, seed=seed))
     return load_rollouts(file)
+
+
+# --- the shop --------------------------------------------------------------------------------------------------------
+def shop_pages(task: Task, actions: Sequence[str]) -> None:
+    """An episode of mini WebShop as a strip of pages, each with the action taken on it and the oracle's verdict."""
+    _put("text/html", webshop_pages.strip_html(task, actions), webshop_pages.strip_text(task, actions))
+
+
+def shop(task: Task) -> None:
+    """Mini WebShop by hand: a button per possible action. Without a live kernel, the expert's episode as a strip."""
+    if live():
+        display(click_through(task))
+    else:
+        shop_pages(task, webshop_pages.expert_actions(task))
+
+
+def click_through(task: Task) -> widgets.VBox:
+    """The page, what the agent reads of it, a field to search with, and a button per click that the page offers."""
+    env = envs.make("webshop")
+    page, reads = widgets.HTML(), widgets.HTML()
+    keywords = widgets.Text(placeholder="keywords")
+    buttons = widgets.Box(layout=widgets.Layout(flex_flow="row wrap"))
+    again = widgets.Button(description="Start again", icon="refresh")
+
+    def show(observation: str) -> None:
+        page.value = webshop_pages.page_html(env)
+        reads.value = webshop_pages.reads_html(observation, env.turn, env.max_turns)
+        searching = env.page == "search" and not env.done
+        buttons.children = [keywords] * searching + [button(a) for a in ([] if env.done else env.admissible())]
+
+    def button(action: str) -> widgets.Button:
+        made = widgets.Button(description=action, layout=widgets.Layout(width="auto"))
+        made.on_click(lambda _: show(env.step(action)[0]))
+        return made
+
+    def search(change: dict) -> None:
+        if change["new"] and not env.done:
+            words, keywords.value = change["new"], ""
+            show(env.step(f"search[{words}]")[0])
+
+    def start(_: object) -> None:
+        show(env.reset(options={"task": task})[0])
+
+    keywords.continuous_update = False  # search when Enter is pressed
+    keywords.observe(search, "value")
+    again.on_click(start)
+    start(None)
+    return widgets.VBox([widgets.HBox([page, reads]), buttons, again])
 
 
 # --- the trajectory viewer -------------------------------------------------------------------------------------------

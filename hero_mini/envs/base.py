@@ -1,4 +1,4 @@
-"""What every environment shares: tasks, the three spellings of an action, and the text-in/text-out protocol.
+"""What every environment shares: tasks, the four spellings of an action, and the text-in/text-out protocol.
 
     env.tasks(split, n) -> tasks          env.system_prompt: str       env.admissible() -> list[str] | None
     env.reset(options={"task": task}) -> (observation, info)
@@ -23,6 +23,7 @@ VERDICTS: tuple[str, ...] = get_args(Verdict)
 SPLITS = ("warmup", "train", "validation", "test")
 STOP = "###STOP###"  # the scripted user's last word, as in tau-bench
 MAX_ACTION_CHARS = 2000  # longer text is answered with an error instead of being parsed
+BRACKETED = {"search": "keywords", "click": "value"}  # WebShop's actions, and what their one argument is called
 MAX_DEPTH = 8  # levels of lists and objects in an action's JSON
 
 
@@ -59,11 +60,13 @@ class Action:
     error: str | None = None  # set when the text looks like a tool call that cannot be read
 
     def __str__(self) -> str:
-        """The call spelling `tool(arg='x')`; for a message, its text.
+        """The call spelling `tool(arg='x')`; for a message, its text; for WebShop's two actions, brackets.
 
-        >>> str(Action("get_order_details", {"order_id": "#W1234"}))
-        "get_order_details(order_id='#W1234')"
+        >>> str(Action("get_order_details", {"order_id": "#W1234"})), str(Action("click", {"value": "Buy Now"}))
+        ("get_order_details(order_id='#W1234')", 'click[Buy Now]')
         """
+        if self.arguments.keys() == {BRACKETED.get(self.name)}:
+            return f"{self.name}[{self.arguments[BRACKETED[self.name]]}]"
         if self.name == "respond":
             return str(self.arguments.get("content", ""))
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
@@ -85,6 +88,7 @@ class Env(Protocol):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
 
 
+_BRACKETS = re.compile(rf"({'|'.join(BRACKETED)})\[(.+)\]", re.DOTALL)
 _CALL = re.compile(r"([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
 _STRING = r"'[^'\\]*'|\"[^\"\\]*\""
 _ARGUMENT = re.compile(
@@ -93,7 +97,7 @@ _ARGUMENT = re.compile(
 
 
 def parse_action(text: str) -> Action:
-    """Read an action in any of its three spellings: JSON, a call, or plain text (a message to the user).
+    """Read an action in any of its four spellings: JSON, a call, brackets, or plain text (a message to the user).
 
     >>> parse_action("cancel_pending_order(order_id='#W1', reason='ordered by mistake')").arguments["reason"]
     'ordered by mistake'
@@ -101,6 +105,8 @@ def parse_action(text: str) -> Action:
     'think'
     >>> parse_action("What is your email?")
     Action(name='respond', arguments={'content': 'What is your email?'}, error=None)
+    >>> parse_action("search[red shoes]")
+    Action(name='search', arguments={'keywords': 'red shoes'}, error=None)
     >>> parse_action("f(x=)").error
     'Error: the arguments of f could not be read'
     """
@@ -121,6 +127,8 @@ def parse_action(text: str) -> Action:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             return Action("", {}, "Error: the JSON of the action needs a name and arguments")
         return Action(name, arguments)
+    if (found := _BRACKETS.fullmatch(text)) is not None:
+        return Action(found[1], {BRACKETED[found[1]]: found[2]})
     call = _CALL.fullmatch(text)
     if call is None:
         return Action("respond", {"content": text})
