@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -38,8 +39,8 @@ MAX_DRAWS = 12  # tries to draw an action that fits a context before the example
 class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
-    env: str = "retail"
-    episodes: int = 1300  # tasks of the warmup split, one scripted episode each
+    envs: tuple[str, ...] = ("retail",)  # worlds, in turn
+    episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
@@ -69,7 +70,7 @@ def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: Wa
         states.append(env.clone())
         return str(env.scripted(draw, config.skill))
 
-    env = envs.make(config.env, max_turns=config.max_turns)
+    env = envs.make(task.id.split("/")[0], max_turns=config.max_turns)
     rollout = play(policy, env, task, act, seed=config.seed)
     return Episode(rollout, tuple(states))
 
@@ -128,8 +129,8 @@ def literal_example(
     """
     state, turn = episode.states[t], episode.rollout.turns[t]
 
-    def sample() -> tuple[Action, str, dict]:
-        action = state.scripted(draw, config.skill)
+    def sample(skill: float = config.skill) -> tuple[Action, str, dict]:
+        action = state.scripted(draw, skill)
         observation, _, _, _, info = state.clone().step(str(action))
         return action, observation, info
 
@@ -148,9 +149,11 @@ def literal_example(
     if draw.random() < 0.4:  # the action was right, whatever it was
         text = privileged_text(context, about, result, Diagnosis("necessary"))
         return text, action if context == "hero" else sample()[0]
-    blamed = Diagnosis(info["oracle"]["verdict"], info["oracle"]["cause"])
-    if blamed.verdict == "necessary":
-        blamed = Diagnosis(*draw.choice((("unnecessary", "work not done"), ("harmful", "wrong order"))))
+    judged = chain([info], (sample(skill=0.0)[2] for _ in range(MAX_DRAWS)))  # a good action gets a bad habit's blame
+    blame = next((f["oracle"] for f in judged if f["oracle"]["verdict"] != "necessary"), None)
+    if blame is None:
+        return None
+    blamed = Diagnosis(blame["verdict"], blame["cause"])
     named = draw.random() < 0.8  # with a correction: it is followed; without: the same diagnosis is avoided
     for _ in range(MAX_DRAWS):
         other, answer, facts = sample()
@@ -174,11 +177,11 @@ def demo_example(policy: Policy, task: Task, draw: random.Random, config: Warmup
 
 def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
     """All trees of one optimiser step, drawn from generators named after the episode."""
-    env = envs.make(config.env)
     first = step * config.batch
     found = []
     for index in range(first, first + config.batch):
-        task = env.task_named(f"{config.env}/warmup/{index}")
+        name = config.envs[index % len(config.envs)]
+        task = envs.make(name).task_named(f"{name}/warmup/{index}")
         draw = rng(config.seed, "warmup", index)
         episode = scripted_episode(policy, task, draw, config)
         found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
