@@ -166,20 +166,38 @@ def claims_readme(claims: pd.DataFrame) -> str:
     return markdown(shown)
 
 
-def report() -> None:
-    """Write figures/data/claims.csv, the figures and the README's tables; only data that are there are used."""
+def arms_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Success per arm of a study's rows: agent, value, low, high, n (tasks); the columns of `figures.success_bars`."""
+    found = []
+    for arm, of_arm in rows.groupby("arm", sort=False):
+        values = by_task(of_arm, "success")
+        value, low, high = interval(values)
+        name = f"{arm}, {values.shape[0]} seed{'s' * (values.shape[0] > 1)}"
+        found.append({"agent": name, "value": value, "low": low, "high": high, "n": values.shape[1]})
+    return pd.DataFrame(found)
+
+
+def draw() -> None:
+    """The figures of all data that are there."""
     from hero_mini import figures
 
+    def saved(source: str, make: Callable[[pd.DataFrame], object], name: str) -> None:
+        if (DATA / source).exists():
+            figures.save(make(pd.read_csv(DATA / source)), f"figures/{name}")
+
+    figures.save(figures.pipeline_figure(), "figures/pipeline")
+    saved("probe_retail/edge.csv", lambda edges: figures.edge_figure(probe.summary(edges)), "edge_retail")
+    saved("probe_retail/reflection.csv", figures.reflection_table_figure, "reflection_retail")
+    saved("hero_retail.csv", lambda rows: figures.success_bars(arms_table(rows)), "hero_retail")
+    saved("hero_retail_curves.csv", figures.learning_curves, "hero_retail_curves")
+    saved("bench.csv", figures.bench_figure, "bench")
+
+
+def report() -> None:
+    """Write figures/data/claims.csv, the figures and the README's tables; only data that are there are used."""
     claims = claims_table()
     atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
     readme = Path("README.md")
     atomic_write(readme, render(readme.read_text(), "claims", claims_readme(claims)))
-    if (DATA / "probe_retail/edge.csv").exists():
-        table = probe.summary(pd.read_csv(DATA / "probe_retail/edge.csv"))
-        figures.save(figures.edge_figure(table), "figures/edge_retail")
-        turns = pd.read_csv(DATA / "probe_retail/reflection.csv")
-        print(reflect.quality(turns).round(3).to_string(index=False))
-    if (DATA / "bench.csv").exists():
-        figures.save(figures.bench_figure(pd.read_csv(DATA / "bench.csv")), "figures/bench")
-    figures.save(figures.pipeline_figure(), "figures/pipeline")
+    draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))
