@@ -25,6 +25,7 @@ from hero_mini.evaluate import interval
 from hero_mini.models import Policy
 from hero_mini.probe import auc_interval
 from hero_mini.rollout import Rollout
+from hero_mini.runtime import HeroError
 from hero_mini.teacher import add_trunk
 from hero_mini.told import Told
 from hero_mini.track import Track
@@ -150,3 +151,16 @@ def summary(turns: pd.DataFrame, numbers: Sequence[str] = (*MASSES, "place_error
         if context != STUDENT:
             rows.append((context, "auc", *auc_interval(mine.assign(rollout=mine["task"])), mine["task"].nunique()))
     return pd.DataFrame(rows, columns=["context", "number", "value", "low", "high", "n"])
+
+
+def difference(turns: pd.DataFrame, number: str, context: str, against: str) -> tuple[float, float, float]:
+    """Mean of a number in one context minus another's on the same turns, with its interval; tasks are resampled.
+
+    raises HeroError: the two contexts share no turn
+    """
+    keys = ["task", "rollout", "turn"]
+    a, b = (turns[turns["context"] == name].set_index(keys)[number] for name in (context, against))
+    gaps = (a - b).dropna().groupby("task").mean().to_numpy()
+    if not len(gaps):
+        raise HeroError(f"{context!r} and {against!r} share no turn; measure both on the same rollouts")
+    return interval(gaps)
