@@ -53,19 +53,24 @@ def track(policy: Policy, rollout: Rollout) -> Track:
     steps = tuple(dict.fromkeys(actions))
     world = envs.make(rollout.env, max_turns=EXPERT_TURNS)
     world.reset(options={"task": world.task_named(rollout.task_id)})
-    taken, heard = [], ""
+    path, taken, heard = [_plain(action) for action in actions], [], ""
     due, on_path, unseen = [], [], []
     for number, turn in enumerate(rollout.turns, 1):
         best = str(world.expert())
-        left = [step for step in steps if step not in taken] or steps[-1:]
+        left = [step for step in steps if _plain(step) not in taken] or steps[-1:]
         due.append(steps.index(best if best in steps else left[0]))
-        on_path.append(taken == actions[: len(taken)])
+        on_path.append(taken == path[: len(taken)])
         heard += f"{turn.observation}\n"
         unseen.append(frozenset(step for step in steps if not said(sorted(names(step)), heard)))
-        taken.append(str(parse_action(turn.action)))
+        taken.append(_plain(turn.action))
         answer = world.step(turn.action)[0]
         if answer != turn.next_observation:
             raise HeroError(
                 f"turn {number} of {rollout.task_id} is answered otherwise here than when it was sampled; collect again"
             )
     return Track(run, steps, tuple(due), tuple(on_path), tuple(unseen))
+
+
+def _plain(action: str) -> str:
+    """An action in one spelling, so that a call and the same call as JSON are equal."""
+    return str(parse_action(action))
