@@ -75,6 +75,7 @@ def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
         ax.axvline(0, color=BLACK, linewidth=0.8)
         ax.set_title(title, loc="left", fontsize=10)
         ax.set_yticks(list(places), [""] * len(contexts))
+        ax.set_ylim(-0.6, len(contexts) - 0.4)  # also where a context has no such number
     counts = numbers.groupby("context")["n"].max()
     axes[0].set_yticks(list(places), [f"{context}  (n = {counts[context]})" for context in contexts])
     axes[0].set_xlabel("n tasks; whiskers: 95 % interval", fontsize=9)
@@ -88,11 +89,13 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     """
     fig, axes = blank(2.7 * len(shown), 3.4, columns=len(shown))
     for ax, (number, title) in zip(axes, shown.items(), strict=True):
+        middle = (points[number].min() + points[number].max()) / 2
         for i, row in enumerate(points.to_dict("records")):
             color = COLORS[i % len(COLORS)]
             ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
             ax.plot(row[number], row["gain"], marker=MARKERS[i % len(MARKERS)], color=color, markersize=8)
-            ax.annotate(row["arm"], (row[number], row["gain"]), (6, 4), textcoords="offset points", fontsize=8)
+            side = {"xytext": (-6, 4), "ha": "right"} if row[number] > middle else {"xytext": (6, 4), "ha": "left"}
+            ax.annotate(row["arm"], (row[number], row["gain"]), textcoords="offset points", fontsize=8, **side)
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
         ax.margins(x=0.3)
         ax.set_xlabel(title, fontsize=10)
