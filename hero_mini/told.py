@@ -61,7 +61,7 @@ def vary(demo: Rollout, kind: str, at: Sequence[int]) -> Told:
     expert, sibling, other_task: the whole run before the episode, as the arm full_demo shows it
     masked: the same with every id replaced by "[id]", so that the order of the steps can be read and no id copied
     local, truncated, next: right before each turn, a branch and no part of the trunk, since they differ from turn to
-        turn: the whole run again (which changes its place alone), the run up to and with the step that is due, and
+        turn: the whole run (which changes its place alone), the run up to and with the step that is due, and
         the step that is due alone
     at: per turn of the student, the turn of `demo` that is due
     raises HeroError: unknown kind
