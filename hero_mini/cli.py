@@ -93,6 +93,17 @@ def build_parser() -> Parser:
     model_options(sub), work_options(sub, split="test")
     sub.add_argument("--out", type=Path, default=Path("runs/probe"))
 
+    sub = command(
+        "mechanism",
+        _mechanism,
+        "Measure on which step of a demonstration the probability of every teacher falls.\n\n"
+        "Rolls every task out twice. Writes heat.csv (place in the run x place in the episode), turns.csv (a row per\n"
+        "turn and teacher) and summary.csv (means with intervals) to --out.",
+    )
+    model_options(sub), work_options(sub, split="validation")
+    sub.add_argument("--student-only", action="store_true", help="no teachers: for a trained --adapter")
+    sub.add_argument("--out", type=Path, default=Path("runs/mechanism"))
+
     sub = command("train", _train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
@@ -200,6 +211,29 @@ def _probe(options: argparse.Namespace) -> None:
     for name, table in {"reflection": turns, "edge": edges}.items():
         write_table(options.out / f"{name}.csv", table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
+
+
+def _mechanism(options: argparse.Namespace) -> None:
+    from hero_mini import envs
+    from hero_mini.mechanism import heat, measure, summary
+    from hero_mini.reflect import self_reflector
+    from hero_mini.rollout import collect
+    from hero_mini.tables import write_table
+    from hero_mini.told import all_teachers
+    from hero_mini.track import track
+
+    policy = _policy(options)
+    tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
+    rollouts = collect(policy, options.env, tasks, seed=options.seed, repeats=2, progress=True)
+    tracks = [track(policy, rollout) for rollout in rollouts]
+    teachers = {}
+    if not options.student_only:
+        teachers = all_teachers(rollouts, tracks, self_reflector(policy)(rollouts), seed=options.seed)
+    table, turns = measure(policy, rollouts, tracks, teachers)
+    numbers = summary(turns)
+    for name, rows in {"heat": heat(table, turns), "turns": turns, "summary": numbers}.items():
+        write_table(options.out / f"{name}.csv", rows.round(4), command=options.line)
+    print(numbers.pivot(index="context", columns="number", values="value").round(3).to_string())
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -1,0 +1,103 @@
+"""Pictures of what a demonstration does to a teacher, in the visual language of `figures`; tables in, Figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hero_mini.figures import BLACK, COLORS, MARKERS, blank
+
+
+def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int = 3) -> Figure:
+    """Place in the run against place in the episode, a panel per context; from `mechanism.heat`.
+
+    Every column of numbers adds up to 100 %. The framed cells are the step that is due; above them a teacher is ahead.
+    """
+    cells = cells[cells["context"].isin(contexts)]
+    last = int(cells[["at_step", "step"]].to_numpy().max())
+    across = min(columns, len(contexts))
+    down = -(-len(contexts) // across)
+    fig, axes = blank(
+        1.2 + 0.55 * last * across + 0.6 * across, (1.3 + 0.4 * (last + 1)) * down, rows=down, columns=across
+    )
+    for ax in axes[len(contexts) :]:
+        ax.set_axis_off()
+    for ax, context in zip(axes, contexts, strict=False):
+        mine = cells[cells["context"] == context]
+        total = mine.assign(mass=mine["mass"] * mine["n"]).groupby(["step", "at_step"])["mass"].sum().unstack()
+        turns = mine[mine["step"] == 0].groupby("at_step")["n"].sum()
+        share = (total / turns).reindex(index=range(last + 1), columns=range(1, last + 1))  # (steps + other, places)
+        ax.grid(False)
+        ax.imshow(share.fillna(0.0), cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
+        for (k, at), value in np.ndenumerate(share.to_numpy()):
+            if value >= 0.005:
+                color = "white" if value > 0.55 else BLACK
+                ax.text(at, k, f"{value:.0%}".rstrip("%"), ha="center", va="center", fontsize=8, color=color)
+        for at in range(last):
+            ax.add_patch(Rectangle((at - 0.5, at + 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.6))
+        ax.set_yticks(range(last + 1), ["other", *map(str, range(1, last + 1))])
+        ax.set_xticks(range(last), [f"{at}\n{turns.get(at, 0)}" for at in range(1, last + 1)], fontsize=9)
+        ax.set_title(context, loc="left", fontsize=11)
+    axes[0].set_ylabel("step of the run (% of mass)")
+    axes[0].set_xlabel("step that is due; n turns below")
+    return fig
+
+
+def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
+    """Bars with 95 % intervals from `mechanism.summary`: a panel per number, a bar per context.
+
+    shown: number -> its title
+    """
+    contexts = list(dict.fromkeys(numbers["context"]))
+    fig, axes = blank(1.6 + 2.5 * len(shown), 1.2 + 0.36 * len(contexts), columns=len(shown))
+    places = range(len(contexts) - 1, -1, -1)  # the first context on top
+    for ax, (number, title) in zip(axes, shown.items(), strict=True):
+        mine = numbers[numbers["number"] == number].set_index("context").reindex(contexts)
+        for i, (y, row) in enumerate(zip(places, mine.itertuples(), strict=True)):
+            color = COLORS[i % len(COLORS)]
+            ax.barh(y, row.value, height=0.6, color=color, alpha=0.35, edgecolor=BLACK, linewidth=0.6)
+            ax.plot([row.low, row.high], [y, y], color=BLACK, linewidth=1.5)
+            ax.plot(row.value, y, marker=MARKERS[i % len(MARKERS)], color=color, markersize=7)
+            if not np.isnan(row.value):
+                ax.annotate(
+                    f"{row.value:.2f}",
+                    (max(row.value, row.high), y),
+                    (5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                )
+        ax.margins(x=0.18)
+        ax.axvline(0, color=BLACK, linewidth=0.8)
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_yticks(list(places), [""] * len(contexts))
+        ax.set_ylim(-0.6, len(contexts) - 0.4)  # also where a context has no such number
+    counts = numbers.groupby("context")["n"].max()
+    axes[0].set_yticks(list(places), [f"{context}  (n = {counts[context]})" for context in contexts])
+    axes[0].set_xlabel("n tasks; whiskers: 95 % interval", fontsize=9)
+    return fig
+
+
+def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
+    """One number before training against the outcome: columns arm, gain, low, high, and a column per number.
+
+    A panel per number with the arm's name at its point; bars: 95 % interval of the gain.
+    """
+    fig, axes = blank(2.7 * len(shown), 3.4, columns=len(shown))
+    for ax, (number, title) in zip(axes, shown.items(), strict=True):
+        middle = (points[number].min() + points[number].max()) / 2
+        for i, row in enumerate(points.to_dict("records")):
+            color = COLORS[i % len(COLORS)]
+            ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
+            ax.plot(row[number], row["gain"], marker=MARKERS[i % len(MARKERS)], color=color, markersize=8)
+            side = {"xytext": (-6, 4), "ha": "right"} if row[number] > middle else {"xytext": (6, 4), "ha": "left"}
+            ax.annotate(row["arm"], (row[number], row["gain"]), textcoords="offset points", fontsize=8, **side)
+        ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
+        ax.margins(x=0.3)
+        ax.set_xlabel(title, fontsize=10)
+    axes[0].set_ylabel("success − base, held-out tasks")
+    return fig

@@ -1,0 +1,262 @@
+"""Where a teacher's probability falls: places on scripted rollouts, masses by hand, variants that say what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from hero_mini import envs, figures, figures_demo
+from hero_mini.demos import expert_run
+from hero_mini.envs.tau_script import CLOSING
+from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
+from hero_mini.models import Policy
+from hero_mini.reflect import Reflection, oracle
+from hero_mini.rollout import Rollout, close_action, open_action, play
+from hero_mini.runtime import HeroError, rng
+from hero_mini.teacher import demonstration_text
+from hero_mini.told import KINDS, Told, all_teachers, demonstrated, hinted, vary
+from hero_mini.track import names, track
+from hero_mini.tree import logprobs
+from hero_mini.warmup import WarmupConfig, scripted_episode
+
+
+def scripted(policy: Policy, task_id: str, *actions: str, max_turns: int = 10) -> Rollout:
+    """These actions one after the other, then the expert's."""
+    left = list(actions)
+    world = envs.make("retail", max_turns=max_turns)
+    return play(policy, world, world.task_named(task_id), lambda e: left.pop(0) if left else str(e.expert()))
+
+
+def of_family(family: str) -> str:
+    """A task whose run has a write and at least one read before it."""
+    return next(t.id for t in envs.make("retail").tasks("train", 60) if t.family == family and not t.world["twist"])
+
+
+@pytest.fixture
+def task_id() -> str:
+    return of_family("cancel")
+
+
+@pytest.fixture
+def rollouts(tiny: Policy) -> list[Rollout]:
+    tasks = envs.make("retail").tasks("train", 2)
+    made = [
+        scripted_episode(tiny, t, rng(0, "test", t.index, k), WarmupConfig()).rollout for t in tasks for k in (0, 1)
+    ]
+    return [replace(r, turns=r.turns[:4], repeat=k % 2) for k, r in enumerate(made)]
+
+
+# --- where the student stands ----------------------------------------------------------------------------------------
+def test_the_expert_never_leaves_its_path(tiny: Policy, task_id: str) -> None:
+    run = expert_run(tiny, "retail", task_id)
+    mine = track(tiny, run)
+    assert mine.steps == tuple(t.action for t in run.turns) and mine.run == run
+    assert mine.due == tuple(range(len(run.turns))) == tuple(mine.due_turns)
+    assert all(mine.on_path)
+
+
+def test_a_needless_turn_leaves_the_path_and_keeps_the_place(tiny: Policy, task_id: str) -> None:
+    plain = track(tiny, expert_run(tiny, "retail", task_id))
+    student = scripted(tiny, task_id, plain.steps[0], "get_order_details(order_id='#W1234')")
+    mine = track(tiny, student)
+    assert mine.due[:4] == (0, 1, 1, 2)
+    assert mine.on_path[:4] == (True, True, False, False)
+
+
+def test_spelling_does_not_matter(tiny: Policy, task_id: str) -> None:
+    """A call as JSON is the same step."""
+    steps = track(tiny, expert_run(tiny, "retail", task_id)).steps
+    at = next(k for k, s in enumerate(steps) if s.startswith("find_user"))
+    call = envs.parse_action(steps[at])
+    spelt = json.dumps({"name": call.name, "arguments": call.arguments})
+    mine = track(tiny, scripted(tiny, task_id, *steps[:at], spelt))
+    assert mine.on_path[at + 1] and mine.due[at + 1] == at + 1
+
+
+def test_after_a_wrong_write_only_the_end_is_due(tiny: Policy, task_id: str) -> None:
+    run = expert_run(tiny, "retail", task_id)
+    world = envs.make("retail").task_named(task_id).world
+    order = next(o for o in world["db"]["orders"] if world["db"]["orders"][o]["status"] == "pending")
+    wrong = f"cancel_pending_order(order_id='{order}', reason='no longer needed')"
+    mine = track(tiny, scripted(tiny, task_id, run.turns[0].action, wrong))
+    assert mine.steps[mine.due[2]] == CLOSING and not mine.on_path[2]
+
+
+def test_ids_are_seen_when_an_observation_has_named_them(tiny: Policy, task_id: str) -> None:
+    run = expert_run(tiny, "retail", task_id)
+    mine = track(tiny, run)
+    assert names(mine.steps[-1]) == set() and CLOSING not in mine.unseen[0]
+    write = next(s for s in mine.steps if s.startswith("cancel_"))
+    assert names(write) and write in mine.unseen[0]
+    assert not mine.unseen[-1]  # the expert names nothing that it has not been shown
+    for turn, hidden in zip(run.turns, mine.unseen, strict=True):
+        assert turn.action not in hidden
+    assert all(later <= earlier for earlier, later in zip(mine.unseen, mine.unseen[1:], strict=False))
+
+
+def test_a_rollout_of_another_world_is_refused(tiny: Policy, task_id: str) -> None:
+    run = expert_run(tiny, "retail", task_id)
+    turns = (replace(run.turns[0], next_observation="something else"), *run.turns[1:])
+    with pytest.raises(HeroError, match=f"turn 1 of {task_id} .* collect again"):
+        track(tiny, replace(run, turns=turns))
+
+
+# --- masses ----------------------------------------------------------------------------------------------------------
+def alone(policy: Policy, rollout: Rollout, t: int, told: Told, ids: tuple[int, ...]) -> float:
+    """The oracle: one action at one turn as one sequence in one plain pass; nats."""
+    text = policy.message("system", rollout.system_prompt)
+    if told.run is not None:
+        text += policy.message("system", demonstration_text(told.run))
+    for turn in rollout.turns[:t]:
+        text += open_action(policy, turn.role, turn.observation) + list(turn.token_ids)
+        text += close_action(policy, turn.token_ids)
+    text += policy.message(rollout.turns[t].role, rollout.turns[t].observation)
+    if told.texts is not None:
+        text += policy.message("system", told.texts[t])
+    text += policy.header() + list(ids)
+    with torch.no_grad():
+        logp = policy.model(torch.tensor([text])).logits[0, :-1].float().log_softmax(-1)
+    return float(logp[-len(ids) :].gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+@pytest.mark.parametrize("kind", ["nothing", "expert", "truncated", "hero"])
+def test_a_branch_equals_its_path_alone(tiny: Policy, rollouts: list[Rollout], kind: str) -> None:
+    rollout, mine = rollouts[0], track(tiny, rollouts[0])
+    if kind == "nothing":
+        told = Told()
+    elif kind == "hero":
+        (told,) = hinted([rollout], "hero", oracle([rollout]))
+    else:
+        (told,) = demonstrated([rollout], [mine], kind)
+    grown, nodes = place_tree(tiny, rollout, told, mine.steps)
+    (scores,) = logprobs(tiny, [grown])
+    for t, of_turn in enumerate(nodes):
+        assert len(of_turn) == len(mine.steps) + 1
+        for node, action in zip(of_turn, mine.steps, strict=False):
+            expected = alone(tiny, rollout, t, told, (*tiny.encode(action), tiny.eos_id))
+            assert float(scores[node].sum()) == pytest.approx(expected, abs=2e-3)
+        own = alone(tiny, rollout, t, told, rollout.turns[t].token_ids)
+        assert float(scores[of_turn[-1]].sum()) == pytest.approx(own, abs=2e-3)
+
+
+def by_hand(*masses: float, at: int, context: str = STUDENT, unseen: tuple[int, ...] = ()) -> pd.DataFrame:
+    """One turn of a run of three steps; the last of the masses is the transfer's, which is no step of the run."""
+    rows = []
+    for k, mass in enumerate(masses, 1):
+        step = k if k <= 3 else 0
+        rows.append({"context": context, "task": "t", "rollout": 0, "turn": 1, "on_path": True, "at_step": at,
+                     "n_steps": 3, "step": step, "mass": mass, "ends": k >= 3, "unseen": k in unseen})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_numbers_of_a_turn_by_hand() -> None:
+    own = pd.DataFrame({"context": [STUDENT, "told"], "rollout": 0, "turn": 1, "good": True, "own": [-2.0, -0.5]})
+    table = pd.concat([
+        by_hand(0.1, 0.5, 0.2, 0.05, at=2), by_hand(0.0, 0.2, 0.6, 0.1, at=2, context="told", unseen=(2, 3)),
+    ])  # fmt: skip
+    student, told = turn_rows(table, own).to_dict("records")
+    expected = {"due": 0.5, "ahead": 0.2, "behind": 0.1, "other": 0.2, "ending": 0.25, "unseen": 0.0}
+    assert {name: student[name] for name in MASSES} == pytest.approx(expected)
+    assert student["place"] == pytest.approx((0.1 + 2 * 0.5 + 3 * 0.2) / 0.8) and student["edge"] == 0.0
+    expected = {"due": 0.2, "ahead": 0.6, "behind": 0.0, "other": 0.2, "ending": 0.7, "unseen": 0.8}
+    assert {name: told[name] for name in MASSES} == pytest.approx(expected)
+    assert told["place_error"] == pytest.approx((2 * 0.2 + 3 * 0.6) / 0.8 - 2) and told["edge"] == 1.5
+
+
+def test_the_right_ending_is_no_early_ending() -> None:
+    own = pd.DataFrame({"context": [STUDENT], "rollout": 0, "turn": 1, "good": True, "own": -1.0})
+    (turn,) = turn_rows(by_hand(0.0, 0.1, 0.7, 0.1, at=3), own).to_dict("records")
+    assert turn["due"] == 0.7 and turn["ending"] == pytest.approx(0.1) and turn["ahead"] == 0.0
+
+
+def test_measure_covers_every_turn_of_every_teacher(tiny: Policy, rollouts: list[Rollout]) -> None:
+    tracks = [track(tiny, r) for r in rollouts]
+    teachers = all_teachers(rollouts, tracks, oracle(rollouts))
+    chosen = {name: teachers[name] for name in ("hero", "full_demo", "next")}
+    table, turns = measure(tiny, rollouts, tracks, chosen)
+    n = sum(len(r.turns) for r in rollouts)
+    assert turns.groupby("context").size().to_dict() == dict.fromkeys((STUDENT, *chosen), n)
+    assert turns[["due", "ahead", "behind", "other"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    assert turns[list(MASSES)].ge(0).all(axis=None) and turns[list(MASSES)].le(1).all(axis=None)
+    assert (turns.loc[turns["context"] == STUDENT, "edge"] == 0).all()
+    assert (turns["at_step"] <= turns["n_steps"]).all() and turns["at_step"].min() == 1
+    cells = heat(table, turns)
+    sums = cells.groupby(["context", "on_path", "at_step"])["mass"].sum()
+    assert sums.to_numpy() == pytest.approx(1.0)
+    assert cells[cells["step"] == 0].groupby("context")["n"].sum().eq(n).all()
+    numbers = summary(turns)
+    assert set(numbers["context"]) == {STUDENT, *chosen} and set(numbers["number"]) >= {*MASSES, "auc", "gap"}
+    mean = turns[turns["context"] == "next"].groupby("task")["due"].mean().mean()
+    row = numbers[(numbers["context"] == "next") & (numbers["number"] == "due")].iloc[0]
+    assert row["value"] == pytest.approx(mean) and row["n"] == 2
+    for fig in (
+        figures_demo.place_figure(cells, [STUDENT, "full_demo", "hero"]),
+        figures_demo.mass_figure(numbers, {"ahead": "ahead", "place_error": "place error"}),
+    ):
+        assert figures.render(fig) == figures.render(fig)
+
+
+def test_a_turn_without_a_hint_is_not_measured(tiny: Policy, rollouts: list[Rollout]) -> None:
+    nothing = (None,) * len(rollouts[0].turns)
+    (told,) = hinted(rollouts[:1], "hero", [Reflection(nothing, "")])
+    assert told.texts == nothing
+    _, turns = measure(tiny, rollouts[:1], [track(tiny, rollouts[0])], {"hero": [told]})
+    assert set(turns["context"]) == {STUDENT}
+
+
+def test_outcomes_are_drawn_at_their_numbers() -> None:
+    points = pd.DataFrame(
+        {"arm": ["a", "b"], "gain": [0.1, -0.2], "low": [0.0, -0.3], "high": [0.2, -0.1], "auc": [0.9, 0.6]}
+    )
+    (ax,) = figures_demo.outcome_figure(points, {"auc": "edge"}).axes
+    assert [t.get_text() for t in ax.texts] == ["a", "b"] and [t.xy for t in ax.texts] == [(0.9, 0.1), (0.6, -0.2)]
+
+
+# --- demonstrations --------------------------------------------------------------------------------------------------
+def test_variants_contain_what_they_say(tiny: Policy, task_id: str) -> None:
+    demo = expert_run(tiny, "retail", task_id)
+    actions = [t.action for t in demo.turns]
+    at = list(range(len(actions)))
+    assert vary(demo, "expert", at) == Told(demo)
+    for kind, shown in {
+        "local": lambda t: actions,
+        "truncated": lambda t: actions[: t + 1],
+        "next": lambda t: actions[t : t + 1],
+    }.items():
+        told = vary(demo, kind, at)
+        assert told.run is None and len(told.texts) == len(at)
+        for t, text in zip(at, told.texts, strict=True):
+            assert [line.removeprefix("agent: ") for line in text.split("\n") if line.startswith("agent: ")] == shown(t)
+    masked = demonstration_text(vary(demo, "masked", at).run)
+    hidden = {name for turn in demo.turns for name in names(turn.action)}
+    assert hidden and not any(name in masked for name in hidden) and "[id]" in masked
+    shown = [envs.parse_action(t.action).name for t in vary(demo, "masked", at).run.turns]
+    assert shown == [envs.parse_action(a).name for a in actions]
+
+
+def test_where_a_demonstration_comes_from(tiny: Policy) -> None:
+    ids = ["retail/train/0", "retail/train/1"]
+    good = [expert_run(tiny, "retail", i) for i in ids]
+    slow = scripted(tiny, ids[0], "get_order_details(order_id='#W1234')")
+    assert slow.success
+    rollouts = [good[0], slow, good[1]]
+    tracks = [track(tiny, r) for r in rollouts]
+    assert [told.run for told in demonstrated(rollouts, tracks, "sibling")] == [slow, good[0], None]
+    assert demonstrated(rollouts, tracks, "sibling")[2].texts == (None,) * len(good[1].turns)
+    other = [told.run.task_id for told in demonstrated(rollouts, tracks, "other_task")]
+    assert other == [ids[1], ids[1], ids[0]]
+    with pytest.raises(HeroError, match="two tasks or more"):
+        demonstrated(rollouts[:2], tracks[:2], "other_task")
+    with pytest.raises(HeroError, match="did you mean 'truncated'"):
+        demonstrated(rollouts, tracks, "trunkated")
+
+
+def test_all_teachers_have_names(tiny: Policy, rollouts: list[Rollout]) -> None:
+    tracks = [track(tiny, r) for r in rollouts]
+    teachers = all_teachers(rollouts, tracks, oracle(rollouts))
+    assert set(KINDS) - {"expert"} < set(teachers) and {"hero", "shuffled_hero", "full_demo"} < set(teachers)
+    assert all(len(told) == len(rollouts) for told in teachers.values())
