@@ -227,6 +227,10 @@ def first_episode(policy: Policy | Letters, config: WarmupConfig = CONFIG) -> Ep
     return scripted_episode(policy, envs.make("retail").tasks("warmup", 1)[0], random.Random(0), config)
 
 
+def experts(episode: Episode) -> set[str]:
+    return {str(state.expert()) for state in episode.states}
+
+
 def test_an_episode_teaches_acting_reflecting_and_reading() -> None:
     episode = first_episode(Letters())
     (reflection,) = oracle([episode.rollout])
@@ -234,9 +238,13 @@ def test_an_episode_teaches_acting_reflecting_and_reading() -> None:
     scored = {n: node for n, node in enumerate(plain.tree.nodes) if node.scored}
     assert set(plain.weights) == set(scored)
     taught = [node.ids for node in scored.values()]
-    assert taught[:-1] == [turn.token_ids for turn in episode.rollout.turns]
+    turns = episode.rollout.turns
+    assert taught[: len(turns)] == [turn.token_ids for turn in turns]
     assert taught[-1] == (*Letters().encode(reflection.text), Letters.eos_id)
-    assert list(plain.weights.values()) == [1.0] * len(episode.rollout.turns) + [CONFIG.reflection_weight]
+    weights = list(plain.weights.values())
+    assert weights[-1] == CONFIG.reflection_weight and sum(weights[:-1]) == pytest.approx(len(turns))
+    share = sum(plain.weights[n] for n, node in scored.items() if "".join(map(chr, node.ids[:-1])) in experts(episode))
+    assert share >= CONFIG.skill * len(turns)
     full = episode_example(Letters(), episode, random.Random(0), CONFIG, branches=True)
     assert 1 <= len(full.weights) - len(plain.weights) <= len(LOCAL)
     assert set(full.weights) == {n for n, node in enumerate(full.tree.nodes) if node.scored}
