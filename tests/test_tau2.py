@@ -66,7 +66,7 @@ def write(env: Tau2Env, number: int = 0) -> Task:
     return [task for task in env.tasks("train", 99) if task.family != "no write"][number]
 
 
-# --- replays -----------------------------------------------------------------------------------------------------------
+# --- replays ---------------------------------------------------------------------------------------------------------
 @real_package
 @pytest.mark.parametrize("name", SIZES)
 def test_five_gold_replays_are_paid(name: str) -> None:
