@@ -90,17 +90,22 @@ def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -
 
 
 def floors(env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, max_turns: int = 10) -> pd.DataFrame:
-    """Success without any skill: only "bye", random admissible actions; and the expert."""
+    """Success without any skill: only "bye", random admissible actions (where they can be listed); and the expert."""
     draw = rng(seed, "floors")
     agents: dict[str, Callable[[Env], str]] = {
         "do nothing": lambda e: "bye",
         "random admissible": lambda e: draw.choice(e.admissible()),
         "expert": lambda e: str(e.expert()),
     }
+    world = envs.make(env)
+    tasks = world.tasks(split, n_tasks)
+    world.reset(options={"task": tasks[0]})
+    if world.admissible() is None:
+        del agents["random admissible"]
     rows = []
     for name, act in agents.items():
         success, turns = [], []
-        for task in envs.make(env).tasks(split, n_tasks):
+        for task in tasks:
             world = envs.make(env, max_turns=max_turns)
             world.reset(options={"task": task})
             done, reward = False, 0.0
@@ -109,5 +114,5 @@ def floors(env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, 
                 done = terminated or truncated
             success.append(reward == 1.0)
             turns.append(info["turn"])
-        rows.append({"agent": name, "success": np.mean(success), "turns": np.mean(turns), "n_tasks": n_tasks})
+        rows.append({"agent": name, "success": np.mean(success), "turns": np.mean(turns), "n_tasks": len(tasks)})
     return pd.DataFrame(rows)

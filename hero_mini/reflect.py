@@ -10,20 +10,17 @@ The line names the tool so that a small model does not lose its place; the hint 
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from hero_mini.endpoint import chat
 from hero_mini.envs import parse_action
 from hero_mini.envs.base import VERDICTS
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Turn, Usage, complete, segments
-from hero_mini.runtime import HeroError
 
 TOKENS_PER_LINE = 72  # room for one diagnosis line
 
@@ -144,21 +141,14 @@ def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: floa
         )
         last = rollout.turns[-1]
         story += f"\n{last.next_role}: {last.next_observation}\n{question(rollout)}"
-        body = {"model": model, "messages": [*messages, {"role": "user", "content": story}], "temperature": 0}
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
-        where = f"{url.rstrip('/')}/chat/completions"
-        try:
-            request = urllib.request.Request(where, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                text = json.load(answer)["choices"][0]["message"]["content"]
-            if not isinstance(text, str):
-                raise ValueError("the answer holds no text")
-        except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as problem:
-            raise HeroError(
-                f"the reflector at {url} gave no chat completion ({problem!r}); "
-                "check the address, the model name and the key"
-            ) from problem
-        return text
+        return chat(
+            url,
+            model,
+            [*messages, {"role": "user", "content": story}],
+            who="the reflector",
+            api_key=api_key,
+            timeout=timeout,
+        )
 
     return lambda rollouts: [parse_reflection(ask(r), len(r.turns)) for r in rollouts]
 

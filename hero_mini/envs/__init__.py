@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from hero_mini.envs.airline import Airline
 from hero_mini.envs.base import SPLITS, Action, Env, Task, parse_action
 from hero_mini.envs.retail import Retail
+from hero_mini.envs.tau2 import Tau2Env
 from hero_mini.envs.webshop import WebShop
 from hero_mini.runtime import HeroError, nearest
 
-ENVS: dict[str, type] = {"retail": Retail, "airline": Airline, "webshop": WebShop}
+ENVS: dict[str, Callable[..., Env]] = {
+    "retail": Retail,
+    "airline": Airline,
+    "webshop": WebShop,
+    "tau2-retail": partial(Tau2Env, "retail"),
+    "tau2-airline": partial(Tau2Env, "airline"),
+}
 
 
 def make(name: str, **settings) -> Env:
     """A fresh environment.
 
-    settings: max_turns, the agent's turns in an episode (10 by default); webshop also takes strict_upstream
-    raises HeroError: unknown name
+    settings: max_turns, the agent's turns in an episode (10 by default, 30 in the real TauBench); webshop also takes
+    strict_upstream, the real TauBench a user (see `tau2_user`)
+    raises HeroError: unknown name, or the real TauBench is not installed
     """
     if name not in ENVS:
         raise HeroError(f"unknown environment {name!r}{nearest(name, ENVS)}; there are: {', '.join(ENVS)}")

@@ -62,6 +62,8 @@ class Action:
     def __str__(self) -> str:
         """The call spelling `tool(arg='x')`; for a message, its text; for WebShop's two actions, brackets.
 
+        JSON where the arguments are more than a call can spell, such as a list of objects.
+
         >>> str(Action("get_order_details", {"order_id": "#W1234"})), str(Action("click", {"value": "Buy Now"}))
         ("get_order_details(order_id='#W1234')", 'click[Buy Now]')
         """
@@ -69,7 +71,10 @@ class Action:
             return f"{self.name}[{self.arguments[BRACKETED[self.name]]}]"
         if self.name == "respond":
             return str(self.arguments.get("content", ""))
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+        call = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+        if parse_action(call).error is None:
+            return call
+        return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
 
 
 class Env(Protocol):

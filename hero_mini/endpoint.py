@@ -1,0 +1,34 @@
+"""A model behind an OpenAI-compatible endpoint, asked with the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.request
+from collections.abc import Sequence
+
+from hero_mini.runtime import HeroError
+
+
+def chat(
+    url: str, model: str, messages: Sequence[dict[str, str]], *, who: str, api_key: str = "", timeout: float = 60.0
+) -> str:
+    """The model's answer at temperature 0 to chat messages ({"role": ..., "content": ...}).
+
+    url: up to the version, for example `http://localhost:8000/v1`; who: what to call it in an error; timeout: seconds
+    raises HeroError: the endpoint cannot be reached, or its answer is not a chat completion
+    """
+    body = {"model": model, "messages": list(messages), "temperature": 0}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    where = f"{url.rstrip('/')}/chat/completions"
+    try:
+        request = urllib.request.Request(where, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            text = json.load(answer)["choices"][0]["message"]["content"]
+        if not isinstance(text, str):
+            raise ValueError("the answer holds no text")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as problem:
+        raise HeroError(
+            f"{who} at {url} gave no chat completion ({problem!r}); check the address, the model name and the key"
+        ) from problem
+    return text
