@@ -162,12 +162,12 @@ def _policy(options: argparse.Namespace):
     )
 
 
-def _rollouts(options: argparse.Namespace, policy):
+def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
     from hero_mini import envs
     from hero_mini.rollout import collect
 
     tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
-    return collect(policy, options.env, tasks, seed=options.seed, progress=True)
+    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, progress=True)
 
 
 def _rollout(options: argparse.Namespace) -> None:
@@ -214,17 +214,14 @@ def _probe(options: argparse.Namespace) -> None:
 
 
 def _mechanism(options: argparse.Namespace) -> None:
-    from hero_mini import envs
     from hero_mini.mechanism import heat, measure, summary
     from hero_mini.reflect import self_reflector
-    from hero_mini.rollout import collect
     from hero_mini.tables import write_table
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
     policy = _policy(options)
-    tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
-    rollouts = collect(policy, options.env, tasks, seed=options.seed, repeats=2, progress=True)
+    rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
     teachers = {}
     if not options.student_only:

@@ -22,6 +22,11 @@ def expert_run(policy: Policy, env: str, task_id: str) -> Rollout:
     return play(policy, world, world.task_named(task_id), lambda e: str(e.expert()))
 
 
+def siblings(rollout: Rollout, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The other successful rollouts of the same task."""
+    return [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.turns != rollout.turns]
+
+
 def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig) -> list[Rollout]:
     """A demonstration for every rollout of an update.
 
@@ -29,9 +34,8 @@ def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainCon
     """
     found = []
     for rollout in rollouts:
-        siblings = [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.turns != rollout.turns]
-        if config.demo == "sibling" and siblings:
-            found.append(rng(config.seed, "sibling", rollout.task_id, rollout.repeat).choice(siblings))
+        if config.demo == "sibling" and (others := siblings(rollout, rollouts)):
+            found.append(rng(config.seed, "sibling", rollout.task_id, rollout.repeat).choice(others))
         else:
             found.append(expert_run(policy, rollout.env, rollout.task_id))
     return found

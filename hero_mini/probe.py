@@ -9,7 +9,7 @@ import pandas as pd
 
 from hero_mini import reflect
 from hero_mini.models import Policy
-from hero_mini.reflect import Diagnosis
+from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import rng
 from hero_mini.teacher import TeacherScores, score_rollouts
@@ -29,13 +29,18 @@ def probe(policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0) -> tupl
     The full demonstration joins with its own arm.
     """
     own = reflect.self_reflector(policy)(rollouts)
-    whose = {"self": own, "oracle": reflect.oracle(rollouts), "shuffled": reflect.shuffled(own, rng(seed, "shuffle"))}
+    whose = by_source(rollouts, own, seed=seed)
     student = score_rollouts(policy, rollouts, "none")
     edges = [
         edge_rows(policy, rollouts, context, [r.diagnoses for r in whose[source]], student=student).assign(probe=name)
         for name, (context, source) in PROBES.items()
     ]
     return reflect.turn_rows(rollouts, own), pd.concat(edges, ignore_index=True)
+
+
+def by_source(rollouts: Sequence[Rollout], own: Sequence[Reflection], *, seed: int) -> dict[str, Sequence[Reflection]]:
+    """The reflections that PROBES names: the model's own, the oracle's, and the own ones dealt out at random."""
+    return {"self": own, "oracle": reflect.oracle(rollouts), "shuffled": reflect.shuffled(own, rng(seed, "shuffle"))}
 
 
 def summary(edges: pd.DataFrame) -> pd.DataFrame:

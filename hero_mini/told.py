@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hero_mini import reflect
-from hero_mini.probe import PROBES
+from hero_mini.demos import siblings
+from hero_mini.probe import PROBES, by_source
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import HeroError, nearest, rng
@@ -44,7 +45,7 @@ def demonstrated(rollouts: Sequence[Rollout], tracks: Sequence[Track], kind: str
     for i, (rollout, mine) in enumerate(zip(rollouts, tracks, strict=True)):
         demo = mine.run
         if kind == "sibling":
-            others = [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.turns != rollout.turns]
+            others = siblings(rollout, rollouts)
             demo = rng(seed, "sibling", rollout.task_id, i).choice(others) if others else None
         elif kind == "other_task":
             others = [t.run for t in (*tracks[i:], *tracks[:i]) if t.run.task_id != rollout.task_id]
@@ -94,7 +95,7 @@ def all_teachers(
 
     own: the model's reflections on `rollouts`
     """
-    whose = {"self": own, "oracle": reflect.oracle(rollouts), "shuffled": reflect.shuffled(own, rng(seed, "shuffle"))}
+    whose = by_source(rollouts, own, seed=seed)
     teachers = {name: hinted(rollouts, context, whose[source]) for name, (context, source) in PROBES.items()}
     kinds = {"full_demo" if kind == "expert" else kind: kind for kind in KINDS}
     return teachers | {name: demonstrated(rollouts, tracks, kind, seed=seed) for name, kind in kinds.items()}
