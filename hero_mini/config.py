@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hero_mini import envs
 from hero_mini.runtime import HeroError, nearest
 
+TEMPERATURE = 0.7  # of the sampled actions, in training and evaluation: what Qwen3, the paper's model, recommends
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -38,14 +40,14 @@ class TrainConfig:
     arm: str = "hero"
     env: str = "retail"
     seed: int = 0
-    updates: int = 16
-    tasks: int = 16  # per update
+    updates: int = 6
+    tasks: int = 24  # per update
     group: int = 1  # rollouts per task, G of the paper; GRPO needs at least 2
     budget: int | None = None  # turns in the environment after which no further update starts
     max_turns: int = 10
-    temperature: float = 1.0
+    temperature: float = TEMPERATURE
     lr: float = 5e-4  # of the adapter; constant after three updates of warm-up
-    steps: int = 1  # optimiser steps per update, each on its share of the rollouts
+    steps: int = 6  # optimiser steps per update, each on its share of the rollouts
     rank: int = 16
     divergence: str = "jsd"
     weight: float = 0.5  # of the teacher in the JSD's mixture
@@ -102,8 +104,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
-    "quick": Sizes(rollouts=32, updates=6, tasks=12, eval_tasks=60, seeds=1),
-    "full": Sizes(rollouts=200, updates=12, tasks=16, eval_tasks=200, seeds=3),
+    "quick": Sizes(rollouts=32, updates=5, tasks=16, eval_tasks=60, seeds=1),
+    "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import envs
+from hero_mini.config import TEMPERATURE
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
@@ -23,7 +24,7 @@ def evaluate(
     k: int = 1,
     seed: int = 0,
     max_turns: int = 10,
-    temperature: float = 1.0,
+    temperature: float = TEMPERATURE,
     progress: bool = False,
 ) -> pd.DataFrame:
     """A row per rollout (see `rollout_rows`) of every task k times. The tasks do not depend on the seed."""

@@ -4,7 +4,8 @@
     L   = mean over tokens of -min(r A, clip(r, 1 - e, 1 + e) A),   r = pi_now / pi_sampled
 
 Group-relative policy optimisation: Shao et al., arXiv 2402.03300; without the division: Liu et al., arXiv 2503.20783.
-The mean over the action tokens of all rollouts with contrast is our choice.
+The mean over the action tokens of all rollouts with contrast is our choice, and so is that both probabilities are those
+at temperature 1, whatever the temperature of the sampling.
 """
 
 from __future__ import annotations

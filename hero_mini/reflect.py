@@ -1,10 +1,12 @@
 """Step 2, reflection: a finished rollout and its outcome become one diagnosis, or none, per turn (HERO, section 3 [S]).
 
-The wording of the question and of the answer is our choice. An answer has one line per turn:
+The wording of questions and answers is our choice. Once the episode is over the model is asked about one turn after
+the other, and sees what it said about the turns before:
 
-    3 get_order_details: failed, order not found. Better: find_user_id_by_email(email='mia31@mail.com')
+    system:    Turn 3: get_order_details(order_id='#W1234')
+    assistant: failed, order not found. Better: find_user_id_by_email(email='mia31@mail.com')
 
-The line names the tool so that a small model does not lose its place; the hint that the teacher reads
+The question quotes the action so that a small model finds its place; the hint that the teacher reads
 (`Diagnosis.hint`) does not repeat the action it speaks about: quoting a wrong action anchors the teacher on it.
 """
 
@@ -17,12 +19,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hero_mini.endpoint import chat
-from hero_mini.envs import parse_action
 from hero_mini.envs.base import VERDICTS
+from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.models import Policy
-from hero_mini.rollout import Rollout, Turn, Usage, complete, segments
+from hero_mini.rollout import Rollout, close_action, segments
+from hero_mini.runtime import rng
 
-TOKENS_PER_LINE = 72  # room for one diagnosis line
+TOKENS_PER_DIAGNOSIS = 64
 
 
 @dataclass(frozen=True)
@@ -56,46 +59,60 @@ class Reflection:
 Reflector = Callable[[Sequence[Rollout]], list[Reflection]]
 
 
-def question(rollout: Rollout) -> str:
-    """What the reflector is asked once the episode is over; the outcome is the final reward in a word."""
-    return f"The episode is over: {outcome(rollout)}. Diagnose every turn."
+def question(rollout: Rollout, t: int) -> str:
+    """What the reflector is asked about turn `t` (from 0); the first question tells how the episode ended."""
+    over = f"The episode is over: {outcome(rollout)}. Diagnose every turn.\n" if t == 0 else ""
+    return f"{over}Turn {t + 1}: {rollout.turns[t].action}"
 
 
 def outcome(rollout: Rollout) -> str:
+    """The final reward in a word."""
     return "success" if rollout.success else "failure"
 
 
-def line(number: int, turn: Turn, diagnosis: Diagnosis) -> str:
-    """One line of a reflection; turns are counted from 1."""
-    return f"{number} {_called(turn)}: {diagnosis.hint}"
+_LINE = re.compile(r"(\d{1,4}): (.+)")
+_DIAGNOSIS = re.compile(rf"({'|'.join(VERDICTS)})(?:, (.+?))?(?:\. Better: (.+))?")
 
 
-def _called(turn: Turn) -> str:
-    action = parse_action(turn.action)
-    return "message" if action.name == "respond" else re.sub(r"\s", "_", action.name[:40]) or "unreadable"
+def parse_diagnosis(text: str, action: str) -> Diagnosis | None:
+    """What was said about a turn with this action; None if it cannot be read.
+
+    A correction that repeats the action it blames contradicts its own verdict, so only verdict and cause are kept.
+
+    >>> parse_diagnosis("failed, order not found. Better: g()", "f()")
+    Diagnosis(verdict='failed', cause='order not found', better='g()')
+    """
+    found = _DIAGNOSIS.fullmatch(text.strip())
+    if found is None:
+        return None
+    return Diagnosis(found[1], found[2] or "", None if found[3] == action.strip() else found[3])
 
 
-_LINE = re.compile(
-    rf"(\d+) (\S+): ({'|'.join(VERDICTS)})(?:, (.+?))?(?:\. Better: (.+))?",
-)
+def parse_reflection(text: str, actions: Sequence[str]) -> Reflection:
+    """Read a line "<turn>: <diagnosis>" about each of the turns with these actions, counted from 1.
 
+    A line that does not parse, or is about no turn, leaves an empty hint.
 
-def parse_reflection(text: str, n_turns: int) -> Reflection:
-    """Read the reflector's lines. One that does not parse, or is about no turn, leaves an empty hint.
-
-    >>> parse_reflection("1 message: necessary\\n2 f: nonsense", 2).diagnoses
+    >>> parse_reflection("1: necessary\\n2: nonsense", ["Hello", "f()"]).diagnoses
     (Diagnosis(verdict='necessary', cause='', better=None), None)
     """
     found: dict[int, Diagnosis] = {}
     malformed = []
     for raw in filter(str.strip, text.splitlines()):
-        match = _LINE.fullmatch(raw.strip())
-        number = int(match[1]) if match and len(match[1]) < 5 else 0
-        if not 1 <= number <= n_turns or number in found:
+        line = _LINE.fullmatch(raw.strip())
+        number = int(line[1]) if line else 0
+        known = 1 <= number <= len(actions) and number not in found
+        diagnosis = parse_diagnosis(line[2], actions[number - 1]) if known else None
+        if diagnosis is None:
             malformed.append(raw)
-            continue
-        found[number] = Diagnosis(match[3], match[4] or "", match[5])
-    return Reflection(tuple(found.get(i + 1) for i in range(n_turns)), text, tuple(malformed))
+        else:
+            found[number] = diagnosis
+    return Reflection(tuple(found.get(i + 1) for i in range(len(actions))), text, tuple(malformed))
+
+
+def in_lines(diagnoses: Sequence[str]) -> str:
+    """What was said about the turns, a line for each; a line break inside is shown as ⏎."""
+    return "\n".join(f"{i}: {' ⏎ '.join(text.splitlines())}" for i, text in enumerate(diagnoses, 1))
 
 
 def oracle(rollouts: Sequence[Rollout]) -> list[Reflection]:
@@ -103,27 +120,39 @@ def oracle(rollouts: Sequence[Rollout]) -> list[Reflection]:
     reflections = []
     for rollout in rollouts:
         diagnoses = tuple(Diagnosis(**turn.info["oracle"]) for turn in rollout.turns)
-        text = "\n".join(line(i + 1, t, d) for i, (t, d) in enumerate(zip(rollout.turns, diagnoses, strict=True)))
-        reflections.append(Reflection(diagnoses, text))
+        reflections.append(Reflection(diagnoses, in_lines([d.hint for d in diagnoses])))
     return reflections
 
 
-def reflection_prefix(policy: Policy, rollout: Rollout) -> list[int]:
-    """Token ids of the finished rollout, the question, and the header of the reflector's answer."""
-    ids = [i for segment, _ in segments(policy, rollout) for i in segment]
-    return ids + policy.message("system", question(rollout)) + policy.header()
+def ask_about(policy: Policy, rollout: Rollout, t: int) -> list[int]:
+    """Token ids of the question about turn `t` and of the header of its answer."""
+    return policy.message("system", question(rollout, t)) + policy.header()
+
+
+def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
+    """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers."""
+    heard = [i for segment, _ in segments(policy, rollout) for i in segment]
+    said = []
+    for t in range(len(rollout.turns)):
+        answer = yield heard + ask_about(policy, rollout, t)
+        said.append(policy.decode(answer.ids))
+        heard = close_action(policy, answer.ids)
+    return parse_reflection(in_lines(said), rollout.actions)
 
 
 def self_reflector(policy: Policy, *, usage: Usage | None = None) -> Reflector:
     """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice)."""
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
-        if not rollouts:
-            return []
-        prefixes = [reflection_prefix(policy, r) for r in rollouts]
-        limit = TOKENS_PER_LINE * max(len(r.turns) for r in rollouts)
-        texts = complete(policy, prefixes, max_tokens=limit, usage=usage)
-        return [parse_reflection(text, len(r.turns)) for text, r in zip(texts, rollouts, strict=True)]
+        prompts = {r.system_prompt for r in rollouts}
+        return converse(
+            policy,
+            [lambda rollout=rollout: interview(policy, rollout) for rollout in rollouts],
+            [rng(0, "reflect", r.task_id, r.repeat) for r in rollouts],
+            shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
+            sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
+            usage=usage,
+        )
 
     return reflect
 
@@ -140,7 +169,7 @@ def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: floa
             f"{t.role}: {t.observation}\nagent, turn {i + 1}: {t.action}" for i, t in enumerate(rollout.turns)
         )
         last = rollout.turns[-1]
-        story += f"\n{last.next_role}: {last.next_observation}\n{question(rollout)}"
+        story += f"\n{last.next_role}: {last.next_observation}\nThe episode is over: {outcome(rollout)}."
         return chat(
             url,
             model,
@@ -150,11 +179,11 @@ def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: floa
             timeout=timeout,
         )
 
-    return lambda rollouts: [parse_reflection(ask(r), len(r.turns)) for r in rollouts]
+    return lambda rollouts: [parse_reflection(ask(r), r.actions) for r in rollouts]
 
 
 INSTRUCTIONS = f"""After the episode, diagnose every turn of the agent on a line of its own, in this form:
-<turn> <tool, or message>: <verdict>, <cause>. Better: <the action that would have been right>
+<turn>: <verdict>, <cause>. Better: <the action that would have been right>
 Verdicts: {", ".join(VERDICTS)}. Cause and correction are left out where the turn was necessary."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hero_mini import envs
+from hero_mini.config import TEMPERATURE
 from hero_mini.envs import Env, Task
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
@@ -51,6 +52,11 @@ class Rollout:
     @property
     def success(self) -> bool:
         return self.reward == 1.0
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """What the agent said, turn by turn."""
+        return tuple(turn.action for turn in self.turns)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -139,7 +145,7 @@ def collect(
     tasks: Sequence[Task],
     *,
     seed: int,
-    temperature: float = 1.0,
+    temperature: float = TEMPERATURE,
     top_p: float = 1.0,
     greedy: bool = False,
     max_turns: int = 10,

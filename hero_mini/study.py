@@ -1,7 +1,8 @@
 """A study: a list of runs (arm x seed x settings), each trained and evaluated in processes of its own.
 
 Everything a run leaves behind lies in its folder, so a study that was interrupted skips what is finished and goes on
-with what is not. The results of all runs are gathered into tidy tables with their provenance:
+with what is not. All studies share the folder of a preset and of the warm-up adapter they start from, so that no run is
+made twice and none of another adapter is counted. The results are gathered into tidy tables with their provenance:
 
     figures/data/<study>.csv          a row per held-out rollout: arm, variant, seed, env, task, success, turns, ...
     figures/data/<study>_curves.csv   a row per update: arm, variant, seed, and every column of metrics.csv
@@ -10,6 +11,7 @@ with what is not. The results of all runs are gathered into tidy tables with the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from hero_mini.config import SIZES, Sizes, sizes
 from hero_mini.runtime import HeroError, atomic_write, nearest
 from hero_mini.tables import write_table
 
+ADAPTER = Path(__file__).parent / "adapters/warmup/adapter_model.safetensors"
 Setting = tuple[str, str | int | float]
 
 
@@ -49,6 +52,11 @@ class Job:
         """The name of the run's folder."""
         return "-".join([self.arm, self.env, *(f"{name}={value}" for name, value in self.settings), str(self.seed)])
 
+    @property
+    def marker(self) -> str:
+        """The file that says it is finished; the same training may be evaluated in other ways."""
+        return f"finished-{self.split}-{'-'.join(self.tests)}.json"
+
     def commands(self, folder: Path, size: Sizes) -> list[list[str]]:
         """What is run for it, as arguments of `python -m hero_mini`."""
         found, adapter = [], []
@@ -69,6 +77,12 @@ def _hero_retail(size: Sizes) -> list[Job]:
     return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "shuffled_hero")]
 
 
+def _retail(size: Sizes) -> list[Job]:
+    arms = ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")
+    groups = (("group", 4), ("tasks", max(1, size.tasks // 4)))  # as many rollouts per update
+    return [job for s in range(size.seeds) for job in (*(Job(arm, s) for arm in arms), Job("grpo", s, groups))]
+
+
 def _grid_retail(size: Sizes) -> list[Job]:
     grid = [(("lr", lr), ("steps", steps)) for lr in (5e-4, 1e-3) for steps in (1, 4)]
     base = Job("base", 0, split="validation")
@@ -77,6 +91,7 @@ def _grid_retail(size: Sizes) -> list[Job]:
 
 STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "hero_retail": _hero_retail,  # does HERO help, and do shuffled diagnoses not?
+    "retail": _retail,  # every arm
     "grid_retail": _grid_retail,  # settings, chosen on the validation split
 }
 
@@ -95,7 +110,7 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
     raises HeroError: unknown study, or another process is working in the same folder
     """
     planned, size = jobs(name, preset), SIZES[preset]
-    folder = runs / f"{name}-{preset}"
+    folder = runs / f"{preset}-{hashlib.sha256(ADAPTER.read_bytes()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -107,14 +122,14 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
         rows = []
         for number, job in enumerate(planned, 1):
             print(f"[{number}/{len(planned)}] {job.name}", flush=True)
-            rows.append({"run": job.name, **run(job, folder / job.name, size)})
+            rows.append({"run": job.name, **run(job, folder, size)})
             gather(name, planned, folder, data, preset)
     return pd.DataFrame(rows)
 
 
 def plan(planned: Sequence[Job], folder: Path) -> pd.DataFrame:
     """A row per run: whether it is finished, and its minutes as measured, or as a finished run of its arm took."""
-    done = {job: _done(folder / job.name) for job in planned}
+    done = {job: _done(folder, job) for job in planned}
     typical = {job.arm: state["minutes"] for job, state in done.items() if state}
     return pd.DataFrame(
         {
@@ -127,20 +142,20 @@ def plan(planned: Sequence[Job], folder: Path) -> pd.DataFrame:
 
 def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:
     """Train and evaluate one run in processes of their own; status and minutes."""
-    if (before := _done(folder)) is not None:
+    if (before := _done(folder, job)) is not None:
         return before
     started = time.perf_counter()
-    for arguments in job.commands(folder, size):
+    for arguments in job.commands(folder / job.name, size):
         done = subprocess.run([sys.executable, "-m", "hero_mini", *arguments], check=False)
         if done.returncode:
             return {"status": f"failed: {arguments[0]} ended with status {done.returncode}", "minutes": 0.0}
     state = {"status": "finished", "minutes": round((time.perf_counter() - started) / 60, 1)}
-    atomic_write(folder / "finished.json", json.dumps(state))
+    atomic_write(folder / job.name / job.marker, json.dumps(state))
     return state
 
 
-def _done(folder: Path) -> dict | None:
-    path = folder / "finished.json"
+def _done(folder: Path, job: Job) -> dict | None:
+    path = folder / job.name / job.marker
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -149,7 +164,7 @@ def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: 
     results, curves, commands = [], [], {}
     for job in planned:
         own = folder / job.name
-        if _done(own) is None:
+        if _done(folder, job) is None:
             continue
         commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, sizes(preset))]
         told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}

@@ -25,7 +25,7 @@ from hero_mini import envs
 from hero_mini.envs.base import Action, Task
 from hero_mini.lora import AdapterOptimizer, add_student
 from hero_mini.models import Policy
-from hero_mini.reflect import Diagnosis, oracle, question
+from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, play
 from hero_mini.runtime import HeroError, atomic_save, rng
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
@@ -105,10 +105,13 @@ def episode_example(
             ids = [*policy.encode(other), policy.eos_id]
             weights[tree.add(ids, tree.add(policy.header(), decision), scored=True)] = 1 - weights[node]
     last = rollout.turns[-1]
-    end = tree.add(policy.message(last.next_role, last.next_observation), trunk.end)
-    end = tree.add(policy.message("system", question(rollout)) + policy.header(), end)
+    here, between = trunk.end, policy.message(last.next_role, last.next_observation)
     (reflection,) = oracle([rollout])
-    weights[tree.add([*policy.encode(reflection.text), policy.eos_id], end, scored=True)] = config.reflection_weight
+    for t, diagnosis in enumerate(reflection.diagnoses):
+        asked = tree.add(between + ask_about(policy, rollout, t), here)
+        here = tree.add([*policy.encode(diagnosis.hint), policy.eos_id], asked, scored=True)
+        weights[here] = config.reflection_weight
+        between = policy.newline
     for context in ("diagnosis_only", "env_feedback", "hero") if branches else ():
         t = draw.randrange(len(rollout.turns))
         example = literal_example(context, episode, t, draw, config)
@@ -154,7 +157,7 @@ def literal_example(
     if blame is None:
         return None
     blamed = Diagnosis(blame["verdict"], blame["cause"])
-    named = draw.random() < 0.8  # with a correction: it is followed; without: the same diagnosis is avoided
+    named = draw.random() < 0.6  # with a correction: it is followed; without: the same diagnosis is avoided
     for _ in range(MAX_DRAWS):
         other, answer, facts = sample()
         same = (facts["oracle"]["verdict"], facts["oracle"]["cause"]) == (blamed.verdict, blamed.cause)

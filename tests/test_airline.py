@@ -115,7 +115,7 @@ def test_nothing_depends_on_the_order_of_sets() -> None:
     [
         (lambda: Airline().tasks("trian", 1), "'train'"),
         (lambda: Airline().task_named("airline/tset/0"), "'test'"),
-        (lambda: Airline().task_named("retail/test/0"), "not an airline task; write airline/<split>"),
+        (lambda: Airline().task_named("retail/test/0"), "no task of airline; write airline/<split>"),
         (lambda: envs.make("airlien"), "'airline'"),
         (lambda: Airline(0), "at least 1"),
         (lambda: Airline().step("hi"), "call reset first"),

@@ -93,7 +93,7 @@ def test_an_edge_is_the_difference_of_two_scores(tiny: Policy, rollouts: list[Ro
 
 def test_all_probes_on_a_model_that_cannot_reflect(tiny: Policy, rollouts: list[Rollout], monkeypatch) -> None:
     """Without a readable reflection only the contexts that need none have turns."""
-    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_LINE", 4)  # nonsense need not be long
+    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_DIAGNOSIS", 4)  # nonsense need not be long
     turns, edges = probe(tiny, rollouts)
     n = sum(len(r.turns) for r in rollouts)
     assert len(turns) == n and turns["said"].isna().all()

@@ -15,18 +15,19 @@ import pytest
 
 from hero_mini import envs
 from hero_mini.envs.base import VERDICTS
+from hero_mini.generate import Answer
 from hero_mini.models import END, START, Policy
 from hero_mini.reflect import (
     Diagnosis,
     Reflection,
     blame,
     endpoint_reflector,
-    line,
+    in_lines,
+    interview,
     oracle,
     parse_reflection,
     quality,
     question,
-    reflection_prefix,
     self_reflector,
     shuffled,
     turn_rows,
@@ -56,18 +57,18 @@ def rollout_of(*turns: Turn, reward: float = 0.0) -> Rollout:
 @pytest.mark.parametrize(
     "text, diagnosis",
     [
-        ("1 message: necessary", Diagnosis("necessary")),
-        ("  1 message: necessary  ", Diagnosis("necessary")),
-        ("1 f: failed, order not found", Diagnosis("failed", "order not found")),
-        ("1 f: failed, a, b", Diagnosis("failed", "a, b")),
-        ("1 f: harmful. Better: g(x='1')", Diagnosis("harmful", "", "g(x='1')")),
-        ("1 f: invalid, unknown action. Better: What is it?", Diagnosis("invalid", "unknown action", "What is it?")),
-        ("1 f: failed, Mr. X, v1.2. Better: go. Now.", Diagnosis("failed", "Mr. X, v1.2", "go. Now.")),
-        ("1 f: failed, {x} <|im_end|>. Better: {{y}}", Diagnosis("failed", "{x} <|im_end|>", "{{y}}")),
+        ("1: necessary", Diagnosis("necessary")),
+        ("  1: necessary  ", Diagnosis("necessary")),
+        ("1: failed, order not found", Diagnosis("failed", "order not found")),
+        ("1: failed, a, b", Diagnosis("failed", "a, b")),
+        ("1: harmful. Better: g(x='1')", Diagnosis("harmful", "", "g(x='1')")),
+        ("1: invalid, unknown action. Better: What is it?", Diagnosis("invalid", "unknown action", "What is it?")),
+        ("1: failed, Mr. X, v1.2. Better: go. Now.", Diagnosis("failed", "Mr. X, v1.2", "go. Now.")),
+        ("1: failed, {x} <|im_end|>. Better: {{y}}", Diagnosis("failed", "{x} <|im_end|>", "{{y}}")),
     ],
 )
 def test_a_line_is_read(text: str, diagnosis: Diagnosis) -> None:
-    assert parse_reflection(text, 1) == Reflection((diagnosis,), text)
+    assert parse_reflection(text, ["f()"]) == Reflection((diagnosis,), text)
 
 
 @pytest.mark.parametrize(
@@ -75,40 +76,49 @@ def test_a_line_is_read(text: str, diagnosis: Diagnosis) -> None:
     [
         "nonsense",
         "necessary",
-        "1: necessary",
+        "1 f: necessary",
         "1 f necessary",
-        "1 f: Necessary",
-        "1 f: necessary!",
-        "1 f: wrong, order not found",
-        "1 f: failed order not found",
+        "1: Necessary",
+        "1: necessary!",
+        "1: wrong, order not found",
+        "1: failed order not found",
         "1 two words: necessary",
-        "0 f: necessary",
-        "2 f: necessary",
-        "-1 f: necessary",
-        "99999999999999999999999 f: necessary",
-        "one f: necessary",
-        "{0} {f}: {necessary}",
+        "0: necessary",
+        "2: necessary",
+        "-1: necessary",
+        "99999999999999999999999: necessary",
+        "one: necessary",
+        "{0}: {necessary}",
     ],
 )
 def test_a_malformed_line_leaves_an_empty_hint_and_is_kept(text: str) -> None:
-    found = parse_reflection(text, 1)
+    found = parse_reflection(text, ["f()"])
     assert found.diagnoses == (None,) and found.malformed == (text,)
 
 
+def test_a_correction_that_repeats_the_blamed_action_is_dropped() -> None:
+    text = "1: unnecessary, work not done. Better: It is done.\n2: failed, order not found. Better: f(x='2')"
+    found = parse_reflection(text, ["It is done.", "f(x='1')"])
+    assert found.diagnoses == (
+        Diagnosis("unnecessary", "work not done"),
+        Diagnosis("failed", "order not found", "f(x='2')"),
+    )
+
+
 def test_lines_in_any_order_missing_and_twice() -> None:
-    text = "3 f: harmful\nwhat?\n1 f: necessary\n1 f: failed\n\n4 f: necessary"
-    found = parse_reflection(text, 3)
+    text = "3: harmful\nwhat?\n1: necessary\n1: failed\n\n4: necessary"
+    found = parse_reflection(text, ["f()"] * 3)
     assert found.diagnoses == (Diagnosis("necessary"), None, Diagnosis("harmful"))
-    assert found.malformed == ("what?", "1 f: failed", "4 f: necessary")
+    assert found.malformed == ("what?", "1: failed", "4: necessary")
     assert found.text == text
-    assert parse_reflection("", 2) == Reflection((None, None), "")
-    assert parse_reflection("1 f: necessary", 0).diagnoses == ()
+    assert parse_reflection("", ["f()"] * 2) == Reflection((None, None), "")
+    assert parse_reflection("1: necessary", []).diagnoses == ()
 
 
 def test_the_oracles_text_reads_back(rollouts: list[Rollout]) -> None:
     verdicts = Counter()
     for rollout, reflection in zip(rollouts, oracle(rollouts), strict=True):
-        again = parse_reflection(reflection.text, len(rollout.turns))
+        again = parse_reflection(reflection.text, rollout.actions)
         assert again == reflection and not again.malformed
         for turn, diagnosis in zip(rollout.turns, reflection.diagnoses, strict=True):
             assert (diagnosis.verdict, diagnosis.better) == tuple(turn.info["oracle"][k] for k in ("verdict", "better"))
@@ -121,7 +131,7 @@ def test_the_oracles_text_reads_back(rollouts: list[Rollout]) -> None:
 )
 def test_a_line_about_an_unreadable_action_reads_back(action: str) -> None:
     diagnosis = Diagnosis("invalid", "bad arguments", "What is your email?")
-    assert parse_reflection(line(1, one_turn(action), diagnosis), 1).diagnoses == (diagnosis,)
+    assert parse_reflection(in_lines([diagnosis.hint]), [action]).diagnoses == (diagnosis,)
 
 
 def test_a_hint_does_not_quote_the_action_it_is_about(rollouts: list[Rollout]) -> None:
@@ -132,19 +142,31 @@ def test_a_hint_does_not_quote_the_action_it_is_about(rollouts: list[Rollout]) -
             wrong += diagnosis.verdict != "necessary"
     assert wrong > 20
     assert Diagnosis("necessary").hint == "necessary"
-    assert "cancel" not in line(2, one_turn("Shall I cancel it?"), Diagnosis("necessary"))
 
 
 # --- the model as its own reflector --------------------------------------------------------------------------------
-def test_the_reflector_reads_the_rollout_and_its_outcome(tiny: Policy, rollouts: list[Rollout]) -> None:
+def test_the_interview_follows_the_rollout_and_its_outcome(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert {r.success for r in rollouts} == {True, False}
     for rollout in rollouts:
-        told = tiny.tokenizer.decode(reflection_prefix(tiny, rollout))
-        context = tiny.tokenizer.decode([i for ids, _ in segments(tiny, rollout) for i in ids])
-        asked = f"The episode is over: {'success' if rollout.success else 'failure'}. Diagnose every turn."
-        assert question(rollout) == asked
-        assert told == f"{context}{START}system\n{asked}{END}\n{START}assistant\n"
-        assert rollout.turns[-1].next_observation in told
+        (oracles,) = oracle([rollout])
+        told = tiny.tokenizer.decode([i for ids, _ in segments(tiny, rollout) for i in ids])
+        talk = interview(tiny, rollout)
+        heard = tiny.tokenizer.decode(next(talk))
+        for t, diagnosis in enumerate(oracles.diagnoses):
+            asked = question(rollout, t)
+            assert asked.endswith(f"Turn {t + 1}: {rollout.turns[t].action}")
+            assert ("The episode is over: " + ("success" if rollout.success else "failure") in asked) == (t == 0)
+            assert heard == (told if t == 0 else "\n") + f"{START}system\n{asked}{END}\n{START}assistant\n"
+            try:
+                ids = (*tiny.encode(diagnosis.hint), tiny.eos_id)
+                heard = tiny.tokenizer.decode(talk.send(Answer(ids, (0.0,) * len(ids))))
+            except StopIteration as end:
+                assert t == len(rollout.turns) - 1 and end.value == oracles
+
+
+def test_a_line_break_in_an_answer_makes_no_second_line() -> None:
+    text = in_lines(["necessary\n2: harmful", "failed, x"])
+    assert parse_reflection(text, ["f()", "g()"]).diagnoses == (None, Diagnosis("failed", "x"))
 
 
 def test_the_model_itself(tiny: Policy, rollouts: list[Rollout]) -> None:
@@ -252,10 +274,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_an_endpoint_reflects(server: Server, rollouts: list[Rollout]) -> None:
-    server.says("1 message: necessary\n2 message: oops\n3 f: failed, {x}. Better: g()")
+    server.says("1: necessary\n2: oops\n3: failed, {x}. Better: g()")
     found = endpoint_reflector(server.url + "/", "gpt-x", api_key="secret")(rollouts[:2])
     assert [r.diagnoses[:3] for r in found] == [(Diagnosis("necessary"), None, Diagnosis("failed", "{x}", "g()"))] * 2
-    assert found[0].malformed == ("2 message: oops",)
+    assert found[0].malformed == ("2: oops",)
     for rollout, (path, headers, body) in zip(rollouts, server.heard, strict=False):
         assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
         assert body["model"] == "gpt-x" and body["temperature"] == 0
@@ -263,7 +285,7 @@ def test_an_endpoint_reflects(server: Server, rollouts: list[Rollout]) -> None:
         assert rollout.system_prompt in system and all(verdict in system for verdict in VERDICTS)
         for turn in rollout.turns:
             assert turn.observation in story and turn.action in story
-        assert rollout.turns[-1].next_observation in story and story.endswith(question(rollout))
+        assert rollout.turns[-1].next_observation in story and "The episode is over: " in story.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +310,7 @@ def test_an_endpoint_that_fails_is_named(server: Server, rollouts: list[Rollout]
 
 
 def test_a_broken_off_answer_is_named(server: Server, rollouts: list[Rollout]) -> None:
-    server.says("1 message: necessary")
+    server.says("1: necessary")
     server.missing = 1000
     with pytest.raises(HeroError, match="no chat completion"):
         endpoint_reflector(server.url, "m", timeout=0.5)(rollouts[:1])

@@ -70,7 +70,7 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     assert rows.groupby(["arm", "seed"]).size().tolist() == [200] * 9
     assert set(rows["variant"]) == {""} and set(rows["env"]) == {"retail"}
     curves = pd.read_csv(tmp_path / "data/hero_retail_curves.csv")
-    assert curves.groupby(["arm", "seed"]).size().tolist() == [12] * 6  # the base agent is not trained
+    assert curves.groupby(["arm", "seed"]).size().tolist() == [6] * 6  # the base agent is not trained
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
     assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
     assert kept["runs"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
@@ -80,6 +80,14 @@ def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None
     for _ in range(2):
         study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
     assert len(processes.started) == 5  # base: eval; hero and shuffled_hero: train and eval
+
+
+def test_runs_of_another_warm_up_do_not_count(processes: Processes, tmp_path: Path, monkeypatch) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
+    (tmp_path / "adapter").write_bytes(b"another")
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert len(processes.started) == 10
 
 
 def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: Path, capsys) -> None:
@@ -107,9 +115,11 @@ def test_ten_kills_change_nothing(processes: Processes, tmp_path: Path) -> None:
     assert tables(tmp_path / "a") == tables(tmp_path / "b")
 
 
-def test_two_studies_do_not_share_a_folder(processes: Processes, tmp_path: Path) -> None:
-    (tmp_path / "hero_retail-smoke").mkdir()
-    with FileLock(tmp_path / "hero_retail-smoke/lock"), pytest.raises(HeroError, match="another study is running"):
+def test_two_studies_do_not_work_in_one_folder(processes: Processes, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
+    (tmp_path / "adapter").write_bytes(b"")
+    (tmp_path / "smoke-e3b0c442").mkdir()
+    with FileLock(tmp_path / "smoke-e3b0c442/lock"), pytest.raises(HeroError, match="another study is running"):
         study("hero_retail", "smoke", runs=tmp_path, data=tmp_path)
     assert not processes.started
 

@@ -42,7 +42,7 @@ class Killed(BaseException):
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model says nothing worth 96 tokens."""
     monkeypatch.setattr(hero_mini.train, "collect", partial(collect, max_action_tokens=8))
-    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_LINE", 4)
+    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_DIAGNOSIS", 4)
 
 
 @pytest.fixture

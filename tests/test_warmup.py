@@ -240,9 +240,11 @@ def test_an_episode_teaches_acting_reflecting_and_reading() -> None:
     taught = [node.ids for node in scored.values()]
     turns = episode.rollout.turns
     assert taught[: len(turns)] == [turn.token_ids for turn in turns]
-    assert taught[-1] == (*Letters().encode(reflection.text), Letters.eos_id)
+    hints = [(*Letters().encode(d.hint), Letters.eos_id) for d in reflection.diagnoses]
+    assert taught[-len(turns) :] == hints
     weights = list(plain.weights.values())
-    assert weights[-1] == CONFIG.reflection_weight and sum(weights[:-1]) == pytest.approx(len(turns))
+    assert set(weights[-len(turns) :]) == {CONFIG.reflection_weight}
+    assert sum(weights[: -len(turns)]) == pytest.approx(len(turns))
     share = sum(plain.weights[n] for n, node in scored.items() if "".join(map(chr, node.ids[:-1])) in experts(episode))
     assert share >= CONFIG.skill * len(turns)
     full = episode_example(Letters(), episode, random.Random(0), CONFIG, branches=True)

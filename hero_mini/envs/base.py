@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -91,6 +91,39 @@ class Env(Protocol):
     def admissible(self) -> list[str] | None: ...
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]: ...
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
+
+
+class Generated:
+    """What the worlds with generated tasks share: their splits, the ids of their tasks, and which one is played."""
+
+    name: str
+    make_task: Callable[[str, int, int], Task]  # split, index, seed
+
+    def __init__(self, max_turns: int = 10):
+        if max_turns < 1:
+            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
+        self.max_turns = max_turns
+        self.task: Task | None = None
+
+    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
+        """The first `n` tasks of a split; every split is endless, and no user (or wish) stands in two of them."""
+        return [self.make_task(split, index, seed) for index in range(n)]
+
+    def task_named(self, task_id: str) -> Task:
+        """The task with this id: "<env>/<split>/<index>", with "@<seed>" behind it for a seed other than 0."""
+        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,9}})(?:@(\d{{1,9}}))?", task_id)
+        if found is None:
+            raise HeroError(
+                f"{task_id!r} is no task of {self.name}; write {self.name}/<split>/<index>, such as {self.name}/test/0"
+            )
+        return self.make_task(found[1], int(found[2]), int(found[3] or 0))
+
+    def chosen_task(self, seed: int | None, options: dict | None) -> Task:
+        """`options["task"]` (a Task or its id); without one, a train task drawn by `seed`."""
+        task = (options or {}).get("task")
+        if task is None:
+            return self.make_task("train", seed or 0, 0)
+        return self.task_named(task) if isinstance(task, str) else task
 
 
 _BRACKETS = re.compile(rf"({'|'.join(BRACKETED)})\[(.+)\]", re.DOTALL)

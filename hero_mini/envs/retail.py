@@ -146,7 +146,7 @@ class Retail(Tau):
         for old, new in zip(item_ids, new_item_ids, strict=True):
             variants = self.db["products"][order["items"][old]]["variants"]
             if new not in variants or not variants[new]["available"]:
-                raise ToolError(f"Error: new item {new} not found or available")
+                raise ToolError(f"Error: new item {new[:40]} not found or available")
         for old, new in zip(item_ids, new_item_ids, strict=True):
             order["items"][new] = order["items"].pop(old)
         order["paid_difference"] = payment_method_id

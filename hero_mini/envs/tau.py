@@ -14,10 +14,9 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable
 from typing import Any, Self
 
-from hero_mini.envs.base import STOP, Action, Task, parse_action, said
+from hero_mini.envs.base import STOP, Action, Generated, parse_action, said
 from hero_mini.envs.tau_script import TRANSFER, Script, asks_yes, judge
 from hero_mini.runtime import HeroError
 
@@ -26,7 +25,7 @@ class ToolError(Exception):
     """The tool's own refusal; its text is the observation, verbatim as in tau-bench."""
 
 
-class Tau:
+class Tau(Generated):
     """One episode at a time. See `hero_mini.envs.base` for the protocol."""
 
     name: str
@@ -38,39 +37,12 @@ class Tau:
     refusals: tuple[str, ...]  # a part of each error with which a tool answers a call that fits its signature
     identity_question: re.Pattern[str]  # what a message must contain, in lower case, for the user to say who they are
     script: Script
-    make_task: Callable[[str, int, int], Task]
-
-    def __init__(self, max_turns: int = 10):
-        if max_turns < 1:
-            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
-        self.max_turns = max_turns
-        self.task: Task | None = None
-
-    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
-        """The first `n` tasks of a split; every split is endless, and no user stands in two of them."""
-        return [self.make_task(split, index, seed) for index in range(n)]
-
-    def task_named(self, task_id: str) -> Task:
-        """The task with this id: "<env>/<split>/<index>", with "@<seed>" behind it for a seed other than 0."""
-        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,9}})(?:@(\d{{1,9}}))?", task_id)
-        if found is None:
-            article = "an" if self.name[0] in "aeiou" else "a"
-            raise HeroError(
-                f"{task_id!r} is not {article} {self.name} task; "
-                f"write {self.name}/<split>/<index>, such as {self.name}/test/0"
-            )
-        return self.make_task(found[1], int(found[2]), int(found[3] or 0))
 
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
         """Start `options["task"]` (a Task or its id); without one, draw a train task by `seed`."""
-        task = (options or {}).get("task")
-        if task is None:
-            task = self.make_task("train", seed or 0, 0)
-        elif isinstance(task, str):
-            task = self.task_named(task)
-        self.task = task
+        self.task = task = self.chosen_task(seed, options)
         self.db = copy.deepcopy(task.world["db"])
         self.turn = 0
         self.done = False

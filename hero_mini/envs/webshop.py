@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from hero_mini.envs import webshop_script as script
-from hero_mini.envs.base import Action, Task, parse_action
+from hero_mini.envs.base import Action, Generated, parse_action
 from hero_mini.envs.webshop_catalogue import (
     BACK,
     BUY,
@@ -44,7 +44,7 @@ class Refused(Exception):
     """An action that changed nothing; its text is the error."""
 
 
-class WebShop:
+class WebShop(Generated):
     """One shopping episode at a time. See `hero_mini.envs.base` for the protocol.
 
     strict_upstream: an impossible action shows the page again without a word, as the real WebShop does
@@ -52,35 +52,17 @@ class WebShop:
 
     name = "webshop"
     system_prompt = SYSTEM_PROMPT
+    make_task = staticmethod(make_task)
 
     def __init__(self, max_turns: int = 10, strict_upstream: bool = False):
-        if max_turns < 1:
-            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
-        self.max_turns = max_turns
+        super().__init__(max_turns)
         self.strict_upstream = strict_upstream
-        self.task: Task | None = None
-
-    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
-        """The first `n` tasks of a split; every split is endless, and no wish or brand stands in two of them."""
-        return [make_task(split, index, seed) for index in range(n)]
-
-    def task_named(self, task_id: str) -> Task:
-        """The task with this id: "webshop/<split>/<index>", with "@<seed>" behind it for a seed other than 0."""
-        found = re.fullmatch(r"webshop/(\w+)/(\d{1,9})(?:@(\d{1,9}))?", task_id)
-        if found is None:
-            raise HeroError(f"{task_id!r} is not a webshop task; write webshop/<split>/<index>, such as webshop/test/0")
-        return make_task(found[1], int(found[2]), int(found[3] or 0))
 
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
         """Start `options["task"]` (a Task or its id); without one, draw a train task by `seed`."""
-        task = (options or {}).get("task")
-        if task is None:
-            task = make_task("train", seed or 0)
-        elif isinstance(task, str):
-            task = self.task_named(task)
-        self.task = task
+        self.task = task = self.chosen_task(seed, options)
         self.goal: Goal = task.world["goal"]
         self.products: dict[str, Product] = {product.id: product for product in task.world["shop"]}
         self.engine = _engine([product.text for product in task.world["shop"]])

@@ -1,0 +1,167 @@
+"""What each command of the command line does. Heavy imports stand inside, so that --help stays quick."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from hero_mini.config import SIZES, TrainConfig
+from hero_mini.runtime import HeroError
+
+
+def _policy(options: argparse.Namespace):
+    from hero_mini.models import load_policy
+
+    return load_policy(
+        options.model, adapter=None if options.adapter == "none" else options.adapter, device=options.device
+    )
+
+
+def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
+    from hero_mini import envs
+    from hero_mini.rollout import collect
+
+    tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
+    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, progress=True)
+
+
+def rollout(options: argparse.Namespace) -> None:
+    from hero_mini.evaluate import rollout_rows
+    from hero_mini.rollout import save_rollouts
+
+    rollouts = _rollouts(options, _policy(options))
+    save_rollouts(options.out, rollouts)
+    print(rollout_rows(rollouts).drop(columns=["task", "trial"]).mean().round(3).to_string())
+    print(f"{len(rollouts)} rollouts in {options.out}")
+
+
+def reflect(options: argparse.Namespace) -> None:
+    from hero_mini import reflect
+    from hero_mini.rollout import load_rollouts
+    from hero_mini.runtime import atomic_write
+
+    rollouts = load_rollouts(options.rollouts)
+    if options.reflector == "self":
+        reflector = reflect.self_reflector(_policy(options))
+    elif options.reflector == "oracle":
+        reflector = reflect.oracle
+    elif not options.url:
+        raise HeroError("--reflector endpoint needs --url, for example --url http://localhost:8000/v1")
+    else:
+        reflector = reflect.endpoint_reflector(options.url, options.endpoint_model)
+    reflections = reflector(rollouts)
+    turns = reflect.turn_rows(rollouts, reflections)
+    atomic_write(options.out, turns.to_csv(index=False))
+    print(reflect.quality(turns).round(3).to_string(index=False))
+    print(", ".join(f"{name} {value:.3f}" for name, value in reflect.blame(turns).items()))
+    print(f"{sum(len(r.malformed) for r in reflections)} malformed lines; a row per turn in {options.out}")
+
+
+def probe(options: argparse.Namespace) -> None:
+    from hero_mini.probe import probe, summary
+    from hero_mini.tables import write_table
+
+    policy = _policy(options)
+    turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed)
+    for name, table in {"reflection": turns, "edge": edges}.items():
+        write_table(options.out / f"{name}.csv", table, command=options.line)
+    print(summary(edges).round(3).to_string(index=False))
+
+
+def mechanism(options: argparse.Namespace) -> None:
+    from hero_mini.mechanism import heat, measure, summary
+    from hero_mini.reflect import self_reflector
+    from hero_mini.tables import write_table
+    from hero_mini.told import all_teachers
+    from hero_mini.track import track
+
+    policy = _policy(options)
+    rollouts = _rollouts(options, policy, repeats=2)
+    tracks = [track(policy, rollout) for rollout in rollouts]
+    teachers = {}
+    if not options.student_only:
+        teachers = all_teachers(rollouts, tracks, self_reflector(policy)(rollouts), seed=options.seed)
+    table, turns = measure(policy, rollouts, tracks, teachers)
+    numbers = summary(turns)
+    for name, rows in {"heat": heat(table, turns), "turns": turns, "summary": numbers}.items():
+        write_table(options.out / f"{name}.csv", rows.round(4), command=options.line)
+    print(numbers.pivot(index="context", columns="number", values="value").round(3).to_string())
+
+
+def train(options: argparse.Namespace) -> None:
+    from hero_mini.train import train
+
+    values = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
+    for name in ("updates", "tasks"):
+        values[name] = values[name] or getattr(SIZES[options.preset], name)
+    config = TrainConfig(**values)
+    out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
+    train(_policy(options), config, out, progress=True)
+    print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
+
+
+def eval(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from hero_mini.evaluate import evaluate, floors, interval
+    from hero_mini.tables import write_table
+
+    n = options.n or SIZES[options.preset].eval_tasks
+    rows = evaluate(
+        _policy(options), options.env, split=options.split, n_tasks=n, k=options.k, seed=options.seed, progress=True
+    ).assign(arm=options.label)
+    kept = pd.read_csv(options.out) if options.out.exists() else rows.iloc[:0]
+    kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
+    table = pd.concat([kept, rows]) if len(kept) else rows
+    columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
+    write_table(options.out, table[columns], command=options.line)
+    print(floors(options.env, split=options.split, n_tasks=n).round(3).to_string(index=False))
+    for name in ("success", "turns", "wasted", "errors", "repeated"):
+        mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())
+        print(f"{options.label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def study(options: argparse.Namespace) -> None:
+    from hero_mini.study import study
+
+    table = study(options.name, options.preset, runs=options.runs, data=options.data)
+    print(table.to_string(index=False))
+    if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
+        raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")
+
+
+def warmup(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from hero_mini.models import WARMUP, load_policy
+    from hero_mini.warmup import WarmupConfig, warm_up
+
+    config = replace(WarmupConfig(), seed=options.seed)
+    if options.episodes:
+        config = replace(config, episodes=options.episodes)
+    warm_up(load_policy(adapter=None), options.out or WARMUP, config)
+
+
+def report(options: argparse.Namespace) -> None:
+    from hero_mini.report import report
+
+    report()
+
+
+def bench(options: argparse.Namespace) -> None:
+    from hero_mini.bench import main as bench
+
+    bench(Path("figures/data/bench.csv"), quick=options.preset != "full")
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    from hero_mini.notebooks import reproduce
+
+    reproduce(options.preset, dict(options.parameters))
+
+
+def refresh(options: argparse.Namespace) -> None:
+    from hero_mini.notebooks import refresh
+
+    refresh()
