@@ -52,6 +52,7 @@ class TrainConfig:
     divergence: str = "jsd"
     weight: float = 0.5  # of the teacher in the JSD's mixture
     top_k: int | None = None  # None: the full vocabulary
+    outcomes: str = "all"  # rollouts that train: "all", or those that ended in "success" or "failure"
     hints: str = "given"  # turns that train: "given" a hint, only the "blamed" ones, or "all"
     teacher: str = "frozen"  # or "ema", or "live"
     ema_decay: float = 0.95  # per update
@@ -84,6 +85,7 @@ CHOICES: dict[str, Collection[str]] = {
     "arm": ARMS,
     "env": envs.ENVS,
     "divergence": ("jsd", "forward_kl", "reverse_kl"),
+    "outcomes": ("all", "success", "failure"),
     "hints": ("given", "blamed", "all"),
     "teacher": ("frozen", "ema", "live"),
     "demo": ("expert", "sibling"),
@@ -104,7 +106,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
-    "quick": Sizes(rollouts=32, updates=5, tasks=16, eval_tasks=60, seeds=1),
+    "quick": Sizes(rollouts=24, updates=5, tasks=16, eval_tasks=60, seeds=1),
     "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3),
 }
 

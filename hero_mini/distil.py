@@ -17,7 +17,7 @@ from hero_mini.grpo import advantages, kl_estimate, surrogate
 from hero_mini.lora import AdapterOptimizer, as_teacher
 from hero_mini.losses import token_divergence, token_weights
 from hero_mini.models import Policy
-from hero_mini.reflect import Diagnosis
+from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import rng
 from hero_mini.teacher import add_trunk, teacher_tree
@@ -56,6 +56,7 @@ def distil(
     result = {"hinted": hinted, "loss": 0.0, "kl_teacher": 0.0, "grad_norm": 0.0}
     result |= {"tokens_teaching": 0, "tokens_training": 0}
     found = [one for one in found if one.hinted or one.advantage]
+    found = [one for one in found if config.outcomes in ("all", outcome(one.rollout))]
     if found:
         rng(config.seed, "deal", update).shuffle(found)
         steps = min(config.steps, len(found))

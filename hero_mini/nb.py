@@ -120,13 +120,12 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()[:8]
 
 
-def rollouts(policy: Policy, n: int, *, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
-    """One rollout of each of the first n retail tasks; sampled once, then read from a file in `out`."""
+def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
+    """One rollout of each of the first n tasks; sampled once, then read from a file in `out`."""
     name = Path(policy.name).name
-    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{split}-{n}-{seed}.jsonl"
+    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{env}-{split}-{n}-{seed}.jsonl"
     if not file.exists():
-        tasks = envs.make("retail").tasks(split, n)
-        save_rollouts(file, collect(policy, "retail", tasks, seed=seed))
+        save_rollouts(file, collect(policy, env, envs.make(env).tasks(split, n), seed=seed))
     return load_rollouts(file)
 
 

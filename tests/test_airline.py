@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import random
 import re
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from statistics import median
+from collections.abc import Iterator
 
 import pytest
-from test_retail import HOSTILE, Step, assert_harmless, bad_habits, episode, expert, random_admissible
+from worlds import Step, bad_habits, episode, random_admissible, started
 
-from hero_mini import cli, envs
 from hero_mini.envs import SPLITS, Action, Task, airline, parse_action
 from hero_mini.envs.airline import TOOLS, WRITES, Airline
 from hero_mini.envs.airline_script import ASK, proposal
 from hero_mini.envs.airline_tasks import FAMILIES, WRITE_TOOL, make_task
-from hero_mini.envs.base import STOP, VERDICTS
+from hero_mini.envs.base import STOP
 from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
-from hero_mini.runtime import HeroError
 
 
 def tasks(n: int, split: str = "train", seed: int = 0, family: str | None = None) -> Iterator[Task]:
@@ -37,114 +29,13 @@ def tasks(n: int, split: str = "train", seed: int = 0, family: str | None = None
             yield task
 
 
-def started(task: Task, max_turns: int = 10) -> Airline:
-    env = Airline(max_turns)
-    env.reset(options={"task": task})
-    return env
-
-
 # --- tasks -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("split", SPLITS)
-def test_expert_solves_everything_without_a_wasted_turn(split: str) -> None:
-    turns, families = [], set()
-    for seed in (0, 1):
-        for task in tasks(60, split, seed):
-            _, steps, _ = episode(task, expert)
-            assert steps[-1][2] == 1.0, task.id
-            assert all(info["oracle"] == {"verdict": "necessary", "cause": "", "better": None} for *_, info in steps)
-            turns.append(len(steps))
-            families.add(task.family)
-    assert families == set(FAMILIES)
-    assert max(turns) <= 7 and 4 < sum(turns) / len(turns) < 6.5
-
-
-def test_floors_are_low_and_bad_habits_leave_room() -> None:
-    wins, wasted, n = Counter(), 0, 50 * len(SPLITS)
-    for split in SPLITS:
-        for task in tasks(50, split):
-            wins["bye"] += episode(task, lambda env: "bye")[1][-1][2]
-            wins["random"] += episode(task, random_admissible(task.index))[1][-1][2]
-            steps = episode(task, bad_habits(task.index, 0.65))[1]
-            wins["habits"] += steps[-1][2]
-            wasted += sum(info["oracle"]["verdict"] != "necessary" for *_, info in steps)
-    assert wins["bye"] == 0
-    assert wins["random"] < 0.05 * n
-    assert 0.45 * n < wins["habits"] < 0.65 * n
-    assert 1.5 * n < wasted < 3 * n
-
-
 def test_no_user_stands_in_two_splits() -> None:
     users: dict[str, set] = {s: {u for t in tasks(150, s) for u in t.world["db"]["users"]} for s in SPLITS}
     for a in SPLITS:
         assert len(users[a]) > 200
         assert all(a == b or not users[a] & users[b] for b in SPLITS)
     assert all(len(task.world["db"]["users"]) == 2 for task in tasks(150))
-
-
-def test_same_seed_same_task() -> None:
-    assert list(tasks(20)) == list(tasks(20)) == Airline().tasks("train", 20)
-    assert list(tasks(20)) != list(tasks(20, seed=1))
-    for task in tasks(5, seed=4):
-        assert Airline().task_named(task.id) == task
-    assert len({task.id for split in SPLITS for seed in (0, 1) for task in tasks(5, split, seed)}) == 40
-
-
-def test_nothing_depends_on_the_order_of_sets() -> None:
-    code = """if True:
-        import random
-        from hero_mini.envs import make
-        env = make("airline")
-        for task in env.tasks("test", 30):
-            draw, done = random.Random(task.index), False
-            print(task, task.world, env.reset(options={"task": task}))
-            while not done:
-                step = env.step(str(env.scripted(draw, 0.5)))
-                print(step, env.admissible())
-                done = step[2] or step[3]"""
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(outputs) == 1 and len(outputs.pop()) > 10_000
-
-
-@pytest.mark.parametrize(
-    "call, near",
-    [
-        (lambda: Airline().tasks("trian", 1), "'train'"),
-        (lambda: Airline().task_named("airline/tset/0"), "'test'"),
-        (lambda: Airline().task_named("retail/test/0"), "no task of airline; write airline/<split>"),
-        (lambda: envs.make("airlien"), "'airline'"),
-        (lambda: Airline(0), "at least 1"),
-        (lambda: Airline().step("hi"), "call reset first"),
-    ],
-)
-def test_errors_name_the_remedy(call: Callable, near: str) -> None:
-    with pytest.raises(HeroError, match=near):
-        call()
-
-
-def test_the_command_line_knows_it() -> None:
-    assert cli.build_parser().parse_args(["rollout", "--env", "airline"]).env == "airline"
-
-
-def test_resets_and_clones_are_independent() -> None:
-    for task in tasks(20):
-        before = copy.deepcopy(task.world)
-        first = episode(task, bad_habits(1))[1]
-        assert task.world == before  # an episode leaves its task alone
-        assert episode(task, bad_habits(1))[1] == first  # and so the next one is the same
-        env, other = started(task), started(task)
-        for action, *_ in first[:-1]:
-            state = (copy.deepcopy(env.db), list(env.spoken), list(env.listed), set(env.read), env.turn, env.done)
-            for guess in [action, *env.admissible()[:3]]:
-                env.clone().step(guess)
-            assert state == (env.db, env.spoken, env.listed, env.read, env.turn, env.done)
-            copied = env.clone()
-            assert env.step(action) == copied.step(action)
-        assert other.turn == 0 and other.db == task.world["db"]
 
 
 # --- the policy, from what the agent reads ----------------------------------------------------------------------------
@@ -236,13 +127,6 @@ def test_reward_equals_a_second_opinion() -> None:
             assert all(reward == 0.0 for _, _, reward, _, _ in steps[:-1])
             seen[task.family, steps[-1][2]] += 1
     assert all(seen[family, 1.0] and seen[family, 0.0] for family in FAMILIES), seen
-
-
-def test_out_of_turns_is_no_reward() -> None:
-    for task in tasks(5, family="cancel"):
-        n = len(episode(task, expert)[1])
-        _, steps, _ = episode(task, expert, max_turns=n - 1)  # the write is done, the last word is missing
-        assert len(steps) == n - 1 and steps[-1][2] == 0.0 and not steps[-1][3]
 
 
 def test_writes_cannot_be_undone() -> None:
@@ -428,48 +312,7 @@ def test_corrections_hold_nothing_the_agent_was_not_told() -> None:
     assert checked > 500
 
 
-def test_texts_are_short() -> None:
-    longest = 0
-    for task in tasks(150):
-        for act in (expert, bad_habits(task.index), random_admissible(task.index)):
-            opener, steps, _ = episode(task, act)
-            longest = max(longest, len(opener), *(len(observation) for _, observation, *_ in steps))
-    assert longest <= 120
-    assert len(Airline.system_prompt.split()) <= 120
-
-
-def test_every_verdict_occurs_and_the_right_action_is_never_blamed() -> None:
-    verdicts: Counter = Counter()
-    for task in tasks(200):
-        env, draw, done = started(task), random.Random(task.index), False
-        while not done:
-            best, action = env.expert(), env.scripted(draw, 0.55)
-            _, _, terminated, truncated, info = env.step(str(action))
-            done = terminated or truncated
-            oracle = info["oracle"]
-            verdicts[oracle["verdict"]] += 1
-            assert (oracle["better"] is None) == (oracle["verdict"] == "necessary")
-            if action == best:
-                assert oracle["verdict"] == "necessary", (task.id, str(action))
-            assert info["action"] == {"name": action.name, "arguments": action.arguments}
-            assert (info["error"] is None) or not info["changed"]
-    assert set(verdicts) == set(VERDICTS)
-
-
 # --- spelling and hostile text ---------------------------------------------------------------------------------------
-def test_spellings_are_equal() -> None:
-    for task in tasks(60):
-        env, draw, done = started(task), random.Random(task.index), False
-        while not done:
-            action = env.scripted(draw, 0.7)
-            as_json = json.dumps({"name": action.name, "arguments": action.arguments})
-            assert env._read_action(str(action)) == env._read_action(as_json) == action
-            other = env.clone()
-            mine, theirs = env.step(str(action)), other.step("\n " + as_json + " ")
-            assert mine == theirs and env.db == other.db
-            done = mine[2] or mine[3]
-
-
 def test_the_real_tools_objects_are_read() -> None:
     real = {
         "flights": [{"flight_number": "HAT12", "date": "05-20"}],
@@ -480,28 +323,6 @@ def test_the_real_tools_objects_are_read() -> None:
     assert parsed.arguments == {"flights": ["HAT12 05-20"], "passengers": ["Ana Fox", "Ben Fox"], "amount": 100}
     unknown = {"flights": [{"number": 3}], "passengers": {"a": 1}, "amount": "1e9"}
     assert Airline()._read_action(json.dumps({"name": "f", "arguments": unknown})).arguments == unknown
-
-
-MORE_HOSTILE = [
-    "get_reservation_details(reservation_id='" + "9" * 1900 + "')",
-    "update_reservation_flights(reservation_id='x', cabin='economy', flights='HAT1 05-20', payment_id='x')",
-    "update_reservation_passengers(reservation_id='{r}', passengers=['{{0}}'])",
-    '{"name": "update_reservation_flights", "arguments": {"reservation_id": "x", "cabin": ["economy"], "flights": []}}',
-    '{"name": "update_reservation_passengers", "arguments": {"reservation_id": "x", "passengers": [{}]}}',
-    '{"name": "send_certificate", "arguments": {"user_id": "x", "amount": ' + "9" * 1500 + "}}",
-    '{"name": "send_certificate", "arguments": {"user_id": {}, "amount": 1.0}}',
-    "send_certificate(user_id='x', amount='١٢')",
-    "search_direct_flight(origin='é🙂', destination='{0}', date='<|im_end|>')",
-    "I cannot do that.",
-    "HAT12?",
-]
-
-
-@pytest.mark.parametrize("text", [*HOSTILE, *MORE_HOSTILE], ids=range(len(HOSTILE) + len(MORE_HOSTILE)))
-def test_hostile_text_is_answered(text: str) -> None:
-    env = started(make_task("test", 0))
-    assert_harmless(env, text)
-    assert_harmless(env, text)
 
 
 def test_nonsense_written_into_the_database_stays_short() -> None:
@@ -519,43 +340,6 @@ def test_nonsense_written_into_the_database_stays_short() -> None:
     for _ in range(3):
         env.step("send_certificate(user_id='{u}', amount=-5)".format(**values))
     assert len(env.step("get_user_details(user_id='{u}')".format(**values))[0]) <= 120
-
-
-def test_a_thousand_random_episodes() -> None:
-    draw = random.Random(0)
-    alphabet = "get_user_details(user_id='a_b_12') {}[]\"\\,:<|im_end|>é注🙂\n0"
-
-    def garbage(env: Airline) -> str:
-        kind = draw.random()
-        if kind < 0.3:
-            return "".join(draw.choices(alphabet, k=draw.randint(0, 60)))
-        action = draw.choice(env.admissible())
-        if kind < 0.5:  # a well-formed action with a few characters changed
-            letters = list(action)
-            for _ in range(3):
-                letters[draw.randrange(len(letters))] = draw.choice(alphabet)
-            return "".join(letters)
-        return draw.choice(HOSTILE[4:] + MORE_HOSTILE) if kind < 0.6 else action
-
-    verdicts = Counter()
-    for index in range(1000):
-        _, steps, _ = episode(make_task(SPLITS[index % 4], index), garbage, max_turns=6)
-        assert steps[-1][2] in (0.0, 1.0)
-        verdicts.update(info["oracle"]["verdict"] for *_, info in steps)
-    assert set(verdicts) == set(VERDICTS)
-
-
-def test_a_step_takes_less_than_a_millisecond() -> None:
-    seconds = []
-    for task in tasks(30):
-        env, done = started(task), False
-        while not done:
-            action = str(env.expert())
-            start = time.process_time()
-            _, _, terminated, truncated, _ = env.step(action)
-            seconds.append(time.process_time() - start)
-            done = terminated or truncated
-    assert median(seconds) < 1e-3
 
 
 def test_transfer_before_the_user_is_known_is_for_nobody() -> None:

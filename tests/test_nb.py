@@ -122,11 +122,11 @@ def test_rollouts_are_sampled_once_per_weights(tiny: Policy, tmp_path: Path, mon
     calls = []
     monkeypatch.setattr(nb, "collect", lambda *_, **__: calls.append(1) or [])
     for _ in range(2):
-        assert nb.rollouts(tiny, 2, seed=0, out=tmp_path) == []
+        assert nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path) == []
     assert len(calls) == 1
     with torch.no_grad():
         next(tiny.model.parameters()).add_(1)
-    nb.rollouts(tiny, 2, seed=0, out=tmp_path)
+    nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path)
     assert len(calls) == 2, "other weights, other rollouts"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from test_reflect import Server, server  # noqa: F401 (a fixture)
-from test_retail import HOSTILE
+from worlds import HOSTILE
 
 from hero_mini import envs
 from hero_mini.envs import Action, Task, parse_action

@@ -31,7 +31,7 @@ from hero_mini.train import train
 from hero_mini.tree import forward
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
-SMALL = TrainConfig(arm="oracle_hero", updates=3, tasks=2, max_turns=2, rank=4, lr=5e-3)
+SMALL = TrainConfig(arm="oracle_hero", updates=3, tasks=2, max_turns=2, rank=4, lr=5e-3, steps=1)
 
 
 class Killed(BaseException):
@@ -326,6 +326,16 @@ def test_hint_density(tiny: Policy, rollouts: list[Rollout]) -> None:
         hints: one_update(tiny, rollouts, diagnoses, hints=hints)[0]["hinted"] for hints in ("all", "given", "blamed")
     }
     assert share == pytest.approx({"all": 1.0, "given": given / turns, "blamed": blamed / turns})
+
+
+def test_learning_from_failures_only(tiny: Policy, rollouts: list[Rollout]) -> None:
+    won, lost = replace(rollouts[0], reward=1.0), replace(rollouts[1], reward=0.0)
+    diagnoses = [r.diagnoses for r in oracle([won, lost])]
+    failures, _ = one_update(tiny, [won, lost], diagnoses, outcomes="failure")
+    alone, _ = one_update(tiny, [lost], diagnoses[1:])
+    assert failures == pytest.approx(alone, rel=1e-4)
+    nothing, _ = one_update(tiny, [won], diagnoses[:1], outcomes="failure")
+    assert nothing["loss"] == 0 and nothing["tokens_training"] == 0
 
 
 def test_a_demonstration_is_never_ones_own(tiny: Policy, rollouts: list[Rollout]) -> None:
