@@ -121,7 +121,7 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
         print(plan(planned, folder).to_string(index=False), flush=True)
         rows = []
         for number, job in enumerate(planned, 1):
-            print(f"[{number}/{len(planned)}] {job.name}", flush=True)
+            print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder))}", flush=True)
             rows.append({"run": job.name, **run(job, folder, size)})
             gather(name, planned, folder, data, preset)
     return pd.DataFrame(rows)
@@ -138,6 +138,12 @@ def plan(planned: Sequence[Job], folder: Path) -> pd.DataFrame:
             "minutes": [(done[job] or {}).get("minutes", typical.get(job.arm, "?")) for job in planned],
         }
     )
+
+
+def time_left(planned: pd.DataFrame) -> str:
+    """How long the unfinished runs of a plan will take, in words; nothing before the first run of each arm."""
+    minutes = planned.loc[~planned["finished"], "minutes"]
+    return "" if minutes.empty or "?" in minutes.tolist() else f" (about {minutes.sum():.0f} minutes left)"
 
 
 def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:

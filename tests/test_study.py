@@ -14,7 +14,7 @@ from filelock import FileLock
 from hero_mini import study as module
 from hero_mini.cli import main
 from hero_mini.runtime import HeroError
-from hero_mini.study import STUDIES, jobs, study
+from hero_mini.study import STUDIES, jobs, plan, study, time_left
 
 
 class Killed(BaseException):
@@ -74,6 +74,15 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
     assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
     assert kept["runs"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
+
+
+def test_time_left_is_told_once_every_arm_was_timed(tmp_path: Path) -> None:
+    planned = jobs("hero_retail", "full")
+    assert time_left(plan(planned, tmp_path)) == ""
+    for job, minutes in zip(planned[:3], (3, 20, 22), strict=True):
+        (tmp_path / job.name).mkdir()
+        (tmp_path / job.name / job.marker).write_text(json.dumps({"status": "finished", "minutes": minutes}))
+    assert time_left(plan(planned, tmp_path)) == " (about 90 minutes left)"
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
