@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hero_mini import envs
 from hero_mini.runtime import HeroError, nearest
 
-TEMPERATURE = 0.7  # of the sampled actions, in training and evaluation: what Qwen3, the paper's model, recommends
+TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 
 @dataclass(frozen=True)

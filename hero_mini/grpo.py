@@ -5,7 +5,7 @@
 
 Group-relative policy optimisation: Shao et al., arXiv 2402.03300; without the division: Liu et al., arXiv 2503.20783.
 The mean over the action tokens of all rollouts with contrast is our choice, and so is that both probabilities are those
-at temperature 1, whatever the temperature of the sampling.
+at temperature 1, should the sampling have another one.
 """
 
 from __future__ import annotations
