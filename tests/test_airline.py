@@ -135,7 +135,7 @@ def test_writes_cannot_be_undone() -> None:
     for task in tasks(60):
         if task.family not in WRITE_TOOL:
             continue
-        env = started(task, 30)
+        env = started(task, max_turns=30)
         while env.expert() != task.gold[0]:
             env.step(str(env.expert()))
         for action in map(env._read_action, env.admissible()):
@@ -152,7 +152,7 @@ def test_the_same_write_again_is_blamed() -> None:
     verdicts = set()
     for family in WRITE_TOOL:
         for task in tasks(3, family=family):
-            env = started(task, 20)
+            env = started(task, max_turns=20)
             while env.expert() != task.gold[0]:
                 env.step(str(env.expert()))
             env.step(str(task.gold[0]))
@@ -167,7 +167,7 @@ def test_the_same_write_again_is_blamed() -> None:
 def test_the_tools_do_not_check_the_policy() -> None:
     """What the policy forbids is asked for, agreed to and carried out; only the judgement and the outcome tell."""
     for task in tasks(20, family="deny"):
-        env = started(task, 20)
+        env = started(task, max_turns=20)
         assert env.step(proposal(task.world["write"]))[0] == "Yes, please."
         info = env.step(str(task.world["write"]))[4]
         assert info["changed"] or task.world["twist"] == "flight" and info["error"] is None
@@ -178,7 +178,7 @@ def test_the_tools_do_not_check_the_policy() -> None:
 # --- the tools' errors -----------------------------------------------------------------------------------------------
 def equipped() -> tuple[Airline, dict[str, str]]:
     """An episode whose user has a gift card and a certificate, with a flight that is gone and one that is full."""
-    env = started(next(tasks(1, family="flight")), 50)
+    env = started(next(tasks(1, family="flight")), max_turns=50)
     target = env.task.world["target"]
     reservation, user = env.db["reservations"][target], env.db["users"][env.task.world["user_id"]]
     user["payment_methods"] |= {"gift_card_99": 0, "certificate_99": 500}

@@ -64,7 +64,7 @@ def test_expert_solves_everything_without_a_wasted_turn(name: str, split: str) -
         turns.append(len(steps))
     low, high = WORLDS[name].turns
     assert families == set(WORLDS[name].families)
-    assert max(turns) <= 8 and low < mean(turns) < high
+    assert max(turns) < 10 and low < mean(turns) < high
 
 
 @every_world
