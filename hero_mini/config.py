@@ -101,13 +101,14 @@ class Sizes:
     updates: int  # updates of a training run
     tasks: int  # tasks per update
     eval_tasks: int  # held-out tasks of an evaluation
-    seeds: int  # training runs
+    seeds: int  # training runs of one kind
+    headline_seeds: int  # training runs of each arm in the main comparison
 
 
 SIZES = {
-    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1),
-    "quick": Sizes(rollouts=24, updates=5, tasks=16, eval_tasks=60, seeds=1),
-    "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3),
+    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1, headline_seeds=1),
+    "quick": Sizes(rollouts=24, updates=5, tasks=16, eval_tasks=60, seeds=1, headline_seeds=1),
+    "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3, headline_seeds=5),
 }
 
 

@@ -79,8 +79,40 @@ def _hero_retail(size: Sizes) -> list[Job]:
 
 def _retail(size: Sizes) -> list[Job]:
     arms = ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")
-    groups = (("group", 4), ("tasks", max(1, size.tasks // 4)))  # as many rollouts per update
-    return [job for s in range(size.seeds) for job in (*(Job(arm, s) for arm in arms), Job("grpo", s, groups))]
+    return [
+        job
+        for seed in range(size.headline_seeds)
+        for job in (*(Job(arm, seed) for arm in arms), Job("grpo", seed, _groups(size, 4)))
+    ]
+
+
+def _groups(size: Sizes, group: int) -> tuple[Setting, ...]:
+    """Several rollouts per task, and as many rollouts per update as without groups."""
+    return ("group", group), ("tasks", max(1, size.tasks // group))
+
+
+def _ablations_retail(size: Sizes) -> list[Job]:
+    changes: list[tuple[str, tuple[Setting, ...]]] = [
+        ("base", ()),
+        ("hero", ()),
+        ("diagnosis_only", ()),  # reflection without the observation
+        ("env_feedback", ()),  # the observation without reflection
+        ("oracle_hero", ()),  # another reflector
+        ("hero", (("hints", "blamed"),)),
+        ("hero", (("outcomes", "failure"),)),
+        ("hero", (("teacher", "ema"),)),
+        ("hero", (("teacher", "live"),)),
+        ("hero", (("divergence", "forward_kl"),)),
+        ("hero", (("divergence", "reverse_kl"),)),
+        ("full_demo", (("demo", "sibling"), *_groups(size, 4))),
+        ("hero_grpo", _groups(size, 4)),
+    ]
+    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in changes]
+
+
+def _groups_retail(size: Sizes) -> list[Job]:
+    sizes = [("base", ()), ("hero", ()), *((arm, _groups(size, g)) for arm in ("hero", "grpo") for g in (2, 4, 8))]
+    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
@@ -92,6 +124,8 @@ def _grid_retail(size: Sizes) -> list[Job]:
 STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "hero_retail": _hero_retail,  # does HERO help, and do shuffled diagnoses not?
     "retail": _retail,  # every arm
+    "ablations_retail": _ablations_retail,  # one setting changed at a time
+    "groups_retail": _groups_retail,  # rollouts per task
     "grid_retail": _grid_retail,  # settings, chosen on the validation split
 }
 
