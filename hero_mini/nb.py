@@ -9,10 +9,12 @@ import base64
 import inspect
 import os
 import platform
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -22,6 +24,9 @@ from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from matplotlib.figure import Figure
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 from hero_mini import envs, figures
 from hero_mini.config import SIZES as SIZES
@@ -80,20 +85,24 @@ def show(fig: Figure, *, alt: str, name: str | Path | None = None) -> None:
 def source(*objects: object) -> None:
     """The package's own code of functions or classes, so that a page never retypes it."""
     text = "\n\n".join(inspect.getsource(o).rstrip() for o in objects)
-    fence = "`" * (3 + ("```" in text))
-    _put("text/markdown", f"{fence}python\n{text}\n{fence}", text)
+    shown = HtmlFormatter(prestyles="font-family:monospace;white-space:pre-wrap")
+    _put("text/html", highlight(text, PythonLexer(), shown), text)
 
 
 def table(df: pd.DataFrame, caption: str = "") -> None:
-    """A table with three decimals at most, its caption above."""
+    """A table with three decimals at most, its caption above; words stand on the left, numbers on the right."""
     shown = df.copy()
+    sides = cycle(["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in df.dtypes])
     for column in shown.select_dtypes("float"):
         shown[column] = [f"{v:.3g}" if abs(v) < 1 else f"{v:.2f}" for v in shown[column]]
         shown[column] = shown[column].replace("nan", "–")
     shown = shown.astype(object).where(shown.notna(), "–")
-    html = shown.to_html(index=False, border=0, justify="left")  # escapes the cells
+    html = shown.to_html(index=False, border=0)  # escapes the cells
+    html = re.sub("<(t[hd])>", lambda cell: f"<{cell[1]} style='text-align:{next(sides)}'>", html)
     if caption:
-        html = html.replace("<thead>", f"<caption style='text-align:left'>{escape(caption)}</caption><thead>", 1)
+        html = html.replace(
+            "<thead>", f"<caption style='text-align:left;white-space:nowrap'>{escape(caption)}</caption><thead>", 1
+        )
     _put("text/html", html, f"{caption}\n{shown.to_string(index=False)}".lstrip("\n"))
 
 
@@ -262,7 +271,7 @@ def _tokens(turn: Turn, edge: Sequence[float] | None, policy: Policy | None) -> 
         return _shaded(turn.action, mean, "" if mean is None else f"mean log π_T − log π_S = {mean:+.2f} nats")
     spans = []
     for j, (token, logprob) in enumerate(zip(turn.token_ids, turn.logprobs, strict=True)):
-        piece = "⏹" if token == policy.eos_id else policy.decode([token])
+        piece = "■" if token == policy.eos_id else policy.decode([token])
         value = None if edge is None else float(edge[j])
         title = f"p = {np.exp(logprob):.3f}"
         title += "" if value is None else f", log π_T − log π_S = {value:+.2f} nats"

@@ -114,7 +114,7 @@ def test_check(capsys: pytest.CaptureFixture[str], got: object, want: object, ri
 def test_source_and_say(shown: Shown) -> None:
     nb.source(nb.sizes)
     nb.say("**0.5** nats")
-    assert "def sizes(preset: str)" in shown[0][0]["text/markdown"]
+    assert "def sizes(preset: str)" in shown[0][0]["text/plain"] and "sizes</span>" in shown[0][0]["text/html"]
     assert shown[1][0]["text/plain"] == "**0.5** nats"
 
 
