@@ -10,6 +10,7 @@ from hero_mini.envs.base import SPLITS, Action, Env, Task, parse_action
 from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau2 import Tau2Env
 from hero_mini.envs.webshop import WebShop
+from hero_mini.envs.webshop_real import RealWebShop
 from hero_mini.runtime import HeroError, nearest
 
 ENVS: dict[str, Callable[..., Env]] = {
@@ -18,15 +19,17 @@ ENVS: dict[str, Callable[..., Env]] = {
     "webshop": WebShop,
     "tau2-retail": partial(Tau2Env, "retail"),
     "tau2-airline": partial(Tau2Env, "airline"),
+    "webshop-real": RealWebShop,
 }
 
 
 def make(name: str, **settings) -> Env:
     """A fresh environment.
 
-    settings: max_turns, the agent's turns in an episode (10 by default, 30 in the real TauBench); webshop also takes
-    strict_upstream, the real TauBench a user (see `tau2_user`)
-    raises HeroError: unknown name, or the real TauBench is not installed
+    settings: max_turns, the agent's turns in an episode (10 by default, 30 in the real TauBench, 15 in the real
+    WebShop); webshop also takes strict_upstream, the real TauBench a user (see `tau2_user`), the real WebShop an
+    upstream, a search, and human_goals (see `RealWebShop`)
+    raises HeroError: unknown name, or the real TauBench or WebShop is not installed
     """
     if name not in ENVS:
         raise HeroError(f"unknown environment {name!r}{nearest(name, ENVS)}; there are: {', '.join(ENVS)}")
