@@ -1,0 +1,262 @@
+"""The paper's tables and figures: numbers by hand, against SciPy, with missing arms and seeds, and the page itself."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from statistics import NormalDist
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from hero_mini import evaluate, figures, figures_paper, nb, paper, report, study
+from hero_mini.config import SIZES
+from hero_mini.runtime import HeroError
+
+PAGE = Path(__file__).parent.parent / "notebooks" / "08_paper_figures.ipynb"
+GAIN = {"base": 0.0, "hero": 0.25, "full_demo": -0.2}
+
+
+def outcomes(arm: str, variant: str = "", seeds: int = 2, tasks: int = 12) -> pd.DataFrame:
+    """Held-out rows of one agent, made up."""
+    draw = np.random.default_rng([len(arm), len(variant)])
+    rows = pd.DataFrame([(s, f"t{t}") for s in range(seeds) for t in range(tasks)], columns=["seed", "task"])
+    won = draw.random(len(rows)) < 0.4 + GAIN.get(arm, 0.1)
+    return rows.assign(
+        arm=arm,
+        variant=variant,
+        env="retail",
+        trial=0,
+        success=won.astype(float),
+        turns=draw.integers(3, 10, len(rows)),
+    )
+
+
+def curve(arm: str, variant: str = "", seeds: int = 2, updates: int = 3) -> pd.DataFrame:
+    """Training rows of one agent, made up."""
+    draw = np.random.default_rng([len(arm), len(variant), 1])
+    rows = pd.DataFrame([(s, u) for s in range(seeds) for u in range(updates)], columns=["seed", "update"])
+    alone = "group" not in variant
+    return rows.assign(
+        arm=arm,
+        variant=variant,
+        success=draw.random(len(rows)),
+        turns=draw.uniform(4, 9, len(rows)),
+        no_contrast=1.0 if alone else draw.random(len(rows)),
+        env_turns=(rows["update"] + 1) * (100 if alone else 120) + rows["seed"],
+    )
+
+
+def through_csv(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    rows.to_csv(folder / "rows.csv", index=False)
+    return paper.read(folder / "rows.csv")
+
+
+@pytest.fixture
+def rows(tmp_path) -> pd.DataFrame:
+    agents = [("base", ""), ("hero", ""), ("hero", "teacher=ema"), ("grpo", "group=4 tasks=6")]
+    return through_csv(pd.concat([outcomes(*agent) for agent in agents]), tmp_path)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+def test_an_agent_is_an_arm_with_what_differs(rows, tmp_path):
+    assert list(rows["agent"].unique()) == ["base", "hero", "hero, teacher=ema", "grpo, G=4"]
+    only_defaults = through_csv(outcomes("base"), tmp_path)  # a column of empty cells is read as text
+    assert set(only_defaults["agent"]) == {"base"} and set(only_defaults["variant"]) == {""}
+
+
+def test_an_effect_is_the_paired_difference(rows):
+    of = dict(tuple(rows.groupby("agent")))
+    found = paper.effect(of["hero"], of["base"], "success")
+    assert (found["value"], found["low"], found["high"]) == evaluate.paired(of["hero"], of["base"], "success")
+    assert (found["n_seeds"], found["n_tasks"]) == (2, 12)
+    assert np.mean(found["seeds"]) == pytest.approx(found["value"])
+
+
+def test_only_what_both_have_is_compared(rows):
+    of = dict(tuple(rows.groupby("agent")))
+    hero, ema, base = of["hero"], of["hero, teacher=ema"], of["base"]
+    first = paper.effect(hero[hero["seed"] == 0], base, "turns")
+    assert first["n_seeds"] == 1 and first == paper.effect(hero[hero["seed"] == 0], base[base["seed"] == 0], "turns")
+    assert paper.effect(hero, base[base["seed"] == 0], "turns")["n_seeds"] == 2  # base is not trained
+    assert paper.effect(hero, ema[ema["seed"] == 0], "turns")["n_seeds"] == 1  # one training run stays one
+    assert paper.effect(hero, base[base["task"] != "t3"], "turns")["n_tasks"] == 11
+    assert paper.effect(hero, base.assign(task=base["task"] + "x"), "turns") is None
+
+
+def test_pairs_without_data_are_left_out(rows):
+    table = paper.effects(rows, [("hero", "base"), ("hero", "full_demo"), ("grpo, G=4", "base")], ("success",))
+    assert list(table["comparison"]) == ["hero − base", "grpo, G=4 − base"]
+    nothing = paper.effects(rows.iloc[:0], [("hero", "base")])
+    assert nothing.empty and list(nothing.columns) == list(table.columns)
+    assert paper.sentences(nothing) == []
+
+
+def test_a_sentence_says_no_more_than_its_interval():
+    table = pd.DataFrame(
+        [("a − b", "success", 0.1, 0.02, 0.2, 1), ("a − b", "turns", -1.5, -3, 0.2, 1)],
+        columns=["comparison", "number", "value", "low", "high", "n_seeds"],
+    )
+    assert paper.sentences(table) == [
+        "a − b: success +0.100 [+0.020, +0.200], higher; turns -1.50 [-3.00, +0.20], no direction is shown (one seed)"
+    ]
+    assert paper.direction(float("nan"), float("nan")) == "no direction is shown"
+
+
+def test_the_smallest_visible_difference_is_seen_four_times_of_five():
+    table = paper.visible(pd.DataFrame({"low": [-1.96 * 0.5], "high": [1.96 * 0.5]}))
+    assert table["se"].item() == pytest.approx(0.5, rel=1e-4)
+    assert table["smallest"].item() == pytest.approx(1.4, abs=0.01)
+    estimates = NormalDist(table["smallest"].item(), 0.5)
+    assert 1 - estimates.cdf(1.96 * 0.5) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_intervals_over_seeds_are_students():
+    assert paper.T975[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 10)), abs=1e-3)
+    values = [0.2, 0.5, 0.3, 0.4]
+    mean, low, high = paper.over_seeds(values)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, mean, stats.sem(values)), abs=1e-3)
+    assert np.isnan(paper.over_seeds([0.3])[1:]).all()
+    assert np.isfinite(paper.over_seeds(np.arange(14))).all()
+
+
+def test_success_belongs_to_the_turns_spent_before(tmp_path):
+    curves = curve("hero").assign(success=[0.0, 0.2, 0.4, 0.0, 0.4, 0.8], env_turns=[100, 200, 300, 50, 100, 150])
+    found = paper.spent(through_csv(curves, tmp_path))
+    assert found["spent"].tolist() == [0, 100, 200, 0, 50, 100]
+    budget, runs = paper.at_budget(found)
+    assert budget == 100
+    assert runs["end"].tolist() == pytest.approx([0.2, 0.8])
+    assert runs["way"].tolist() == pytest.approx([0.1, 0.4])
+    none_spent = paper.at_budget(found[found["update"] == 0])
+    assert none_spent[0] == 0 and none_spent[1]["way"].tolist() == [0.0, 0.0]
+
+
+def test_groups_are_read_from_the_variant(tmp_path):
+    agents = [("base", ""), ("hero", ""), ("grpo", "group=8 tasks=3"), ("grpo", "group=2 tasks=12")]
+    rows = through_csv(pd.concat([outcomes(*a) for a in (*agents, ("hero", "teacher=ema"))]), tmp_path)
+    table = paper.groups(rows)
+    assert table[["arm", "G"]].to_numpy().tolist() == [["hero", 1], ["grpo", 2], ["grpo", 8]]
+    assert table["value"][0] == rows[rows["agent"] == "hero"]["success"].mean()
+    shares = paper.contrast(through_csv(pd.concat([curve(*a) for a in agents[1:]]), tmp_path))
+    assert shares["value"][0] == 1.0 and shares["low"].between(0, 1).all()
+
+
+def test_the_papers_numbers():
+    wide = paper.PAPER.pivot(index=["model", "env"], columns="arm", values="success")
+    assert (wide["hero"] > wide["grpo"]).all() and len(wide) == 6
+    assert paper.quoted("4B", "retail", "grpo") == "33.3 %, 13.4 turns"
+    assert paper.quoted("30B", "airline", "hero") == "35.5 %"
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+def test_figures_draw_what_is_there(rows, tmp_path):
+    pairs = [("hero", "base"), ("grpo, G=4", "base"), ("hero", "grpo, G=4")]
+    table = paper.visible(paper.effects(rows, pairs))
+    one_seed = paper.effects(rows[rows["seed"] == 0], pairs[:1], ("turns",))
+    curves = paper.spent(through_csv(pd.concat([curve("hero"), curve("grpo", "group=4 tasks=6", seeds=1)]), tmp_path))
+    alone = curves[curves["agent"] == "hero"]
+    levels, shares = paper.groups(rows), paper.contrast(curves)
+    shown = {"success": "success", "turns": "turns"}
+    for fig in (
+        figures_paper.effects_figure(table.assign(paper=[0.01, *[np.nan] * 5]), shown),
+        figures_paper.effects_figure(one_seed, {"turns": "turns"}),
+        figures_paper.budget_figure(curves),
+        figures_paper.budget_figure(alone),
+        figures_paper.groups_figure(levels, shares, (0.4, 0.3, 0.5)),
+        figures_paper.groups_figure(levels[:1], shares[:0], None),
+        figures_paper.seeds_figure(curves),
+        figures_paper.seeds_figure(alone[alone["update"] == 0], ("success",)),
+    ):
+        assert figures.render(fig) == figures.render(fig)
+
+
+def test_a_difference_has_its_numbers_and_a_tick_per_seed(rows):
+    table = paper.effects(rows, [("hero", "base"), ("grpo, G=4", "base")])
+    left, right = figures_paper.effects_figure(table, {"success": "success", "turns": "turns"}).axes
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert labels == ["hero − base  (2 × 12)", "grpo, G=4 − base  (2 × 12)"]
+    ticks = [line for line in right.get_lines() if line.get_marker() == "|"]
+    assert [len(line.get_xdata()) for line in ticks] == [2, 2]
+    assert {text.get_text() for text in left.texts} == {f"{v:+.2f}" for v in table[::2]["value"]}
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+def made_up(folder: Path, keep) -> None:
+    """Every study's tables, of the jobs that `keep` accepts."""
+    folder.mkdir(parents=True)
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail"):
+        agents = {(j.arm, j.variant): None for j in study.STUDIES[name](SIZES["full"]) if keep(j)}
+        trained = [agent for agent in agents if agent[0] != "base"]
+        for suffix, make, some in (("", outcomes, agents), ("_curves", curve, trained)):
+            if some:
+                pd.concat([make(*agent) for agent in some]).to_csv(folder / f"{name}{suffix}.csv", index=False)
+
+
+def run_page(tmp_path: Path, monkeypatch) -> str:
+    """All code cells in this process, with tmp_path/figures/data; returns what was said and shown, as plain text."""
+    said: list[str] = []
+    monkeypatch.setattr(nb, "_put", lambda kind, content, plain, metadata=None: said.append(plain))
+    monkeypatch.setattr(nb, "show", lambda fig, *, alt, name: said.append(f"Figure {name.name}: {alt}"))
+    for module in (paper, report):
+        monkeypatch.setattr(module, "interval", partial(evaluate.interval, n=40))
+    space: dict = {}
+    for cell in nbformat.read(PAGE, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        if "raises-exception" in cell.metadata.get("tags", []):
+            with pytest.raises(HeroError, match="group to 2 or more"):
+                exec(cell.source, space)
+            continue
+        exec(cell.source, space)
+        if "data" in space and "moved" not in space:
+            space |= {"data": tmp_path / "figures" / "data", "moved": True}
+    return "\n".join(said)
+
+
+def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "figures" / "data").mkdir(parents=True)
+    said = run_page(tmp_path, monkeypatch)
+    for name in ("retail", "ablations_retail", "groups_retail"):
+        assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
+    assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
+    assert f"{len(report.CLAIMS)} not run yet" in said
+    assert "not yet." not in capsys.readouterr().out  # all exercises are correct as they stand
+
+
+def test_the_page_with_some_data_leaves_out_the_rest(tmp_path, monkeypatch):
+    made_up(tmp_path / "figures" / "data", lambda job: job.arm in ("base", "hero") and not job.settings)
+    for file in ("retail.csv", "retail_curves.csv"):
+        (tmp_path / "figures" / "data" / file).unlink()
+    said = run_page(tmp_path, monkeypatch)
+    assert "From `figures/data/hero_retail.csv`" in said
+    assert "hero − base: success" in said and "Not measured yet: full_demo − base" in said
+    assert "grpo, G=4 − base:" not in said
+    assert not re.search(r"\bnan\b", said), "what has no value is said in words"
+
+
+def test_the_page_with_all_data(tmp_path, monkeypatch):
+    made_up(tmp_path / "figures" / "data", lambda job: True)
+    ability = [(a, s, f"i{i}", "fact", 1.0, np.nan) for a in ("base", "hero") for s in (0, 1) for i in range(4)]
+    ability += [(a, s, "text", "text", np.nan, 10.0) for a in ("base", "hero") for s in (0, 1)]
+    columns = ["arm", "seed", "item", "kind", "correct", "perplexity"]
+    pd.DataFrame(ability, columns=columns).to_csv(tmp_path / "figures" / "data" / "ability.csv", index=False)
+    said = run_page(tmp_path, monkeypatch)
+    assert "Not there yet" not in said and "Not measured yet" not in said
+    for figure in (
+        "main_retail",
+        "ablation",
+        "reflector",
+        "budget",
+        "groups",
+        "ability",
+        "shuffled",
+        "curves",
+        "power",
+    ):
+        assert f"Figure 08_{figure}: " in said, figure
+    assert "hero − base: correct +0.000 [+0.000, +0.000], no direction is shown" in said
