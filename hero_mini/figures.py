@@ -7,6 +7,7 @@ goes through pyplot, so no figure is shown twice and none stays open.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,16 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 )  # fmt: skip
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = "osD^vPX"
+ARM_STYLE = {  # colour and marker of an arm or a teacher's context, in every figure
+    "base": (BLACK, "o"),
+    "hero": (BLUE, "s"),
+    "oracle_hero": (SKY, "^"),
+    "shuffled_hero": (RED, "D"),
+    "diagnosis_only": (PURPLE, "P"),
+    "env_feedback": (GREEN, "v"),
+    "full_demo": (ORANGE, "X"),
+    "grpo": ("#777777", "*"),
+}
 VERDICT_STYLE = {  # colour and sign of a verdict, everywhere
     "necessary": (GREEN, "●"),
     "unnecessary": (SKY, "○"),
@@ -43,6 +54,11 @@ LOOK = {
     "axes.axisbelow": True,
     "svg.hashsalt": "hero_mini",  # the same picture is the same file
 }
+
+
+def style_of(name: str, i: int) -> tuple[str, str]:
+    """Colour and marker of what is called `name` ("hero", "hero, 3 seeds"); the i-th ones for any other name."""
+    return ARM_STYLE.get(re.split("[ ,]", name)[0], (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]))
 
 
 def blank(width: float = 7.0, height: float = 3.6, *, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -73,7 +89,7 @@ def _whiskers(ax: Axes, table: pd.DataFrame, value: str, labels: Sequence[str]) 
     for i, row in enumerate(table.itertuples(index=False)):
         middle, y = getattr(row, value), len(table) - 1 - i
         low, high = getattr(row, "low", middle), getattr(row, "high", middle)
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        color, marker = style_of(labels[i], i)
         ax.plot([low, high], [y, y], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
         ax.plot(middle, y, marker=marker, markersize=9, color=color)
     ax.set_yticks(range(len(table) - 1, -1, -1), labels)
@@ -101,7 +117,8 @@ def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float |
     names = [f"{r.agent}  (n = {r.n})" if "n" in table else str(r.agent) for r in table.itertuples(index=False)]
     for i, r in enumerate(table.itertuples(index=False)):
         y = len(table) - 1 - i
-        ax.barh(y, r.value, height=0.55, color=COLORS[i % len(COLORS)], alpha=0.35, edgecolor=BLACK, linewidth=0.6)
+        color, _ = style_of(names[i], i)
+        ax.barh(y, r.value, height=0.55, color=color, alpha=0.35, edgecolor=BLACK, linewidth=0.6)
         high = getattr(r, "high", np.nan)
         end = r.value if np.isnan(high) else high
         ax.text(end, y, f"  {r.value:.2f}", va="center", fontsize=10)
@@ -126,7 +143,7 @@ def learning_curves(
         for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
             by_seed = rows.pivot(index="update", columns="seed", values=column)
             at = rows.groupby("update")[x].mean()
-            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "label": arm}
+            style = dict(zip(("color", "marker"), style_of(arm, i), strict=True)) | {"label": arm}
             if by_seed.shape[1] > 1:
                 ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
                 ax.fill_between(at, by_seed.min(axis=1), by_seed.max(axis=1), color=style["color"], alpha=0.15)

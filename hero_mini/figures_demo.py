@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hero_mini.figures import BLACK, COLORS, MARKERS, blank
+from hero_mini.figures import BLACK, blank, style_of
 
 
 def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int = 3) -> Figure:
@@ -58,10 +58,10 @@ def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     for ax, (number, title) in zip(axes, shown.items(), strict=True):
         mine = numbers[numbers["number"] == number].set_index("context").reindex(contexts)
         for i, (y, row) in enumerate(zip(places, mine.itertuples(), strict=True)):
-            color = COLORS[i % len(COLORS)]
+            color, marker = style_of(row.Index, i)
             ax.barh(y, row.value, height=0.6, color=color, alpha=0.35, edgecolor=BLACK, linewidth=0.6)
             ax.plot([row.low, row.high], [y, y], color=BLACK, linewidth=1.5)
-            ax.plot(row.value, y, marker=MARKERS[i % len(MARKERS)], color=color, markersize=7)
+            ax.plot(row.value, y, marker=marker, color=color, markersize=7)
             if not np.isnan(row.value):
                 ax.annotate(
                     f"{row.value:.2f}",
@@ -91,9 +91,9 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     for ax, (number, title) in zip(axes, shown.items(), strict=True):
         middle = (points[number].min() + points[number].max()) / 2
         for i, row in enumerate(points.to_dict("records")):
-            color = COLORS[i % len(COLORS)]
+            color, marker = style_of(row["arm"], i)
             ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
-            ax.plot(row[number], row["gain"], marker=MARKERS[i % len(MARKERS)], color=color, markersize=8)
+            ax.plot(row[number], row["gain"], marker=marker, color=color, markersize=8)
             side = {"xytext": (-6, 4), "ha": "right"} if row[number] > middle else {"xytext": (6, 4), "ha": "left"}
             ax.annotate(row["arm"], (row[number], row["gain"]), textcoords="offset points", fontsize=8, **side)
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hero_mini.figures import BLACK, COLORS, MARKERS, blank
+from hero_mini.figures import BLACK, COLORS, MARKERS, blank, style_of
 
 
 def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
@@ -24,7 +24,7 @@ def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
         mine = table[table["number"] == number].set_index("comparison")
         for i, (y, name) in enumerate(zip(places, names, strict=True)):
             if name in mine.index:
-                _difference(ax, y, mine.loc[name], COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
+                _difference(ax, y, mine.loc[name], *style_of(name, i))
         ax.axvline(0, color=BLACK, linestyle="--", linewidth=1)
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_yticks(list(places), [""] * len(names))
@@ -61,7 +61,7 @@ def budget_figure(curves: pd.DataFrame) -> Figure:
     for ax, column, drawn in zip(axes, ("success", "no_contrast"), (agents, grouped), strict=True):
         means = {a: curves[curves["agent"] == a].groupby("update")[["spent", column]].mean() for a in drawn}
         for rank, agent in enumerate(sorted(drawn, key=lambda a: -means[a][column].iloc[-1])):
-            color, marker = COLORS[agents.index(agent) % len(COLORS)], MARKERS[agents.index(agent) % len(MARKERS)]
+            color, marker = style_of(agent, agents.index(agent))
             for _, run in curves[curves["agent"] == agent].sort_values("update").groupby("seed"):
                 ax.plot(run["spent"], run[column], color=color, linewidth=0.7, alpha=0.5)
             ax.plot(*means[agent].to_numpy().T, color=color, marker=marker, linewidth=2)
@@ -92,7 +92,7 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
             if mine.empty:
                 continue
             at = mine["G"] * 2 ** (0.08 * i)  # side by side
-            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+            color, marker = style_of(arm, i)
             ax.vlines(at, mine["low"], mine["high"], color=color, linewidth=3, alpha=0.45)
             ax.plot(at, mine["value"], color=color, marker=marker, linewidth=1.2)
             side = {"xytext": (6, 6 - 14 * i), "textcoords": "offset points", "color": color}
