@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -83,6 +84,19 @@ def ability(policy: Policy) -> pd.DataFrame:
             {"kind": kind, "instruction": text, "answer": answer, "right": float(check(answer))}
             for (kind, text, check), answer in zip(PROMPTS, answers, strict=True)
         ]
+    )
+
+
+def general_ability(policy: Policy) -> pd.DataFrame:
+    """A row per instruction and passage: item, kind, correct (0 or 1; nan for a passage), perplexity (of a passage)."""
+    told, read = ability(policy), plain_text_nll(policy)
+    return pd.DataFrame(
+        {
+            "item": [*told["instruction"], *(text.split(".")[0] for text in TEXTS)],
+            "kind": [*told["kind"], *["passage"] * len(read)],
+            "correct": [*told["right"], *[float("nan")] * len(read)],
+            "perplexity": [*[float("nan")] * len(told), *np.exp(read["nll"])],
+        }
     )
 
 

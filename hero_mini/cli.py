@@ -122,6 +122,12 @@ def build_parser() -> Parser:
     sub.add_argument("--label", default="base", help="what to call this agent in the table")
     sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
 
+    sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")
+    model_options(sub)
+    sub.add_argument("--label", default="base", help="what to call this agent in the table")
+    sub.add_argument("--seed", type=int, default=0, help="the seed of the agent's training, for the table")
+    sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"))
+
     sub = command(
         "study",
         commands.study,

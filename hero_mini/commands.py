@@ -122,6 +122,15 @@ def eval(options: argparse.Namespace) -> None:
         print(f"{options.label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 
+def ability(options: argparse.Namespace) -> None:
+    from hero_mini.ability import general_ability
+    from hero_mini.tables import write_table
+
+    table = general_ability(_policy(options))
+    write_table(options.out, table.assign(arm=options.label, seed=options.seed), command=options.line)
+    print(table.groupby("kind")[["correct", "perplexity"]].mean().round(3).to_string())
+
+
 def study(options: argparse.Namespace) -> None:
     from hero_mini.study import study
 

@@ -6,7 +6,8 @@ made twice and none of another adapter is counted. The results are gathered into
 
     figures/data/<study>.csv          a row per held-out rollout: arm, variant, seed, env, task, success, turns, ...
     figures/data/<study>_curves.csv   a row per update: arm, variant, seed, and every column of metrics.csv
-    .json twins of both               commit, versions, and the commands of every run
+    figures/data/<study>_ability.csv  a row per item of `ability.general_ability`, where a study asks for it
+    .json twins of all                commit, versions, and the commands of every run
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Job:
     env: str = "retail"
     tests: tuple[str, ...] = ("retail",)  # environments it is evaluated on
     split: str = "test"
+    ability: bool = False  # whether its general ability is measured too
 
     @property
     def variant(self) -> str:
@@ -51,11 +53,6 @@ class Job:
     def name(self) -> str:
         """The name of the run's folder."""
         return "-".join([self.arm, self.env, *(f"{name}={value}" for name, value in self.settings), str(self.seed)])
-
-    @property
-    def marker(self) -> str:
-        """The file that says it is finished; the same training may be evaluated in other ways."""
-        return f"finished-{self.split}-{'-'.join(self.tests)}.json"
 
     def commands(self, folder: Path, size: Sizes) -> list[list[str]]:
         """What is run for it, as arguments of `python -m hero_mini`."""
@@ -70,6 +67,9 @@ class Job:
             where = ["--env", env, "--split", self.split, "--n", str(size.eval_tasks), "--seed", str(self.seed)]
             out = ["--label", self.arm, "--out", str(folder / f"eval-{env}-{self.split}.csv")]
             found.append(["eval", *adapter, *where, *out])
+        if self.ability:
+            who = ["--label", self.arm, "--seed", str(self.seed)]
+            found.append(["ability", *adapter, *who, "--out", str(folder / "ability.csv")])
         return found
 
 
@@ -82,7 +82,10 @@ def _retail(size: Sizes) -> list[Job]:
     return [
         job
         for seed in range(size.headline_seeds)
-        for job in (*(Job(arm, seed) for arm in arms), Job("grpo", seed, _groups(size, 4)))
+        for job in (
+            *(Job(arm, seed, ability=True) for arm in arms),
+            Job("grpo", seed, _groups(size, 4), ability=True),
+        )
     ]
 
 
@@ -152,24 +155,24 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
     except Timeout as problem:
         raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
     with lock:
-        print(plan(planned, folder).to_string(index=False), flush=True)
+        print(plan(planned, folder, size).to_string(index=False), flush=True)
         rows = []
         for number, job in enumerate(planned, 1):
-            print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder))}", flush=True)
+            print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder, size))}", flush=True)
             rows.append({"run": job.name, **run(job, folder, size)})
             gather(name, planned, folder, data, preset)
     return pd.DataFrame(rows)
 
 
-def plan(planned: Sequence[Job], folder: Path) -> pd.DataFrame:
+def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
     """A row per run: whether it is finished, and its minutes as measured, or as a finished run of its arm took."""
-    done = {job: _done(folder, job) for job in planned}
-    typical = {job.arm: state["minutes"] for job, state in done.items() if state}
+    minutes = {job: minutes_of(job, folder, size) for job in planned}
+    typical = {job.arm: spent for job, spent in minutes.items() if spent is not None}
     return pd.DataFrame(
         {
             "run": [job.name for job in planned],
-            "finished": [bool(done[job]) for job in planned],
-            "minutes": [(done[job] or {}).get("minutes", typical.get(job.arm, "?")) for job in planned],
+            "finished": [minutes[job] is not None for job in planned],
+            "minutes": [typical.get(job.arm, "?") if minutes[job] is None else minutes[job] for job in planned],
         }
     )
 
@@ -181,32 +184,46 @@ def time_left(planned: pd.DataFrame) -> str:
 
 
 def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:
-    """Train and evaluate one run in processes of their own; status and minutes."""
-    if (before := _done(folder, job)) is not None:
-        return before
-    started = time.perf_counter()
-    for arguments in job.commands(folder / job.name, size):
+    """Train and evaluate one run in processes of their own, but for what is done already; status and minutes."""
+    own, steps = folder / job.name, _steps(folder / job.name)
+    for arguments in job.commands(own, size):
+        if (key := _key(arguments, own)) in steps:
+            continue
+        started = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "hero_mini", *arguments], check=False)
         if done.returncode:
             return {"status": f"failed: {arguments[0]} ended with status {done.returncode}", "minutes": 0.0}
-    state = {"status": "finished", "minutes": round((time.perf_counter() - started) / 60, 1)}
-    atomic_write(folder / job.name / job.marker, json.dumps(state))
-    return state
+        steps[key] = round((time.perf_counter() - started) / 60, 1)
+        atomic_write(own / "steps.json", json.dumps(steps, indent=1) + "\n")
+    return {"status": "finished", "minutes": minutes_of(job, folder, size)}
 
 
-def _done(folder: Path, job: Job) -> dict | None:
-    path = folder / job.name / job.marker
-    return json.loads(path.read_text()) if path.exists() else None
+def minutes_of(job: Job, folder: Path, size: Sizes) -> float | None:
+    """How long a run took; None if it is not finished."""
+    own, steps = folder / job.name, _steps(folder / job.name)
+    keys = [_key(arguments, own) for arguments in job.commands(own, size)]
+    return round(sum(steps[key] for key in keys), 1) if all(key in steps for key in keys) else None
+
+
+def _steps(own: Path) -> dict[str, float]:
+    """The commands that a run's folder has behind it, with their minutes."""
+    path = own / "steps.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _key(arguments: Sequence[str], own: Path) -> str:
+    """A command without the place of its folder."""
+    return " ".join(arguments).replace(str(own), ".")
 
 
 def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
     """Write the tables of all finished runs, and where they come from, to `data`."""
-    results, curves, commands = [], [], {}
+    results, curves, abilities, commands, size = [], [], [], {}, sizes(preset)
     for job in planned:
         own = folder / job.name
-        if _done(folder, job) is None:
+        if minutes_of(job, folder, size) is None:
             continue
-        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, sizes(preset))]
+        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, size)]
         told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}
         for env in job.tests:
             table = pd.read_csv(own / f"eval-{env}-{job.split}.csv").drop(columns=["arm", "seed"])
@@ -214,8 +231,10 @@ def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: 
         if (own / "metrics.csv").exists():
             table = pd.read_csv(own / "metrics.csv")
             curves.append(pd.DataFrame(told, index=table.index).join(table))
+        if job.ability:
+            table = pd.read_csv(own / "ability.csv").drop(columns=["arm", "seed"])
+            abilities.append(pd.DataFrame(told, index=table.index).join(table))
     about = {"command": f"python -m hero_mini study {name} --preset {preset}", "runs": commands}
-    if results:
-        write_table(data / f"{name}.csv", pd.concat(results), **about)
-    if curves:
-        write_table(data / f"{name}_curves.csv", pd.concat(curves), **about)
+    for suffix, tables in {"": results, "_curves": curves, "_ability": abilities}.items():
+        if tables:
+            write_table(data / f"{name}{suffix}.csv", pd.concat(tables), **about)

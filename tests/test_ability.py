@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hero_mini.ability import PROMPTS, ability, plain_text_nll
+from hero_mini.ability import PROMPTS, TEXTS, ability, general_ability, plain_text_nll
 from hero_mini.models import Policy
 
 CHECKS = {text: check for _, text, check in PROMPTS}
@@ -43,3 +43,6 @@ def test_it_runs(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(table) == len(PROMPTS) and set(table["right"]) <= {0.0, 1.0}
     nll = plain_text_nll(tiny)["nll"]
     assert (nll > 0).all() and nll.mean() < 2 * math.log(tiny.model.config.vocab_size)
+    both = general_ability(tiny)
+    assert both["correct"].count() == len(PROMPTS) and both["perplexity"].count() == len(TEXTS)
+    assert both["item"].is_unique

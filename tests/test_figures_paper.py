@@ -244,7 +244,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     ability = [(a, s, f"i{i}", "fact", 1.0, np.nan) for a in ("base", "hero") for s in (0, 1) for i in range(4)]
     ability += [(a, s, "text", "text", np.nan, 10.0) for a in ("base", "hero") for s in (0, 1)]
     columns = ["arm", "seed", "item", "kind", "correct", "perplexity"]
-    pd.DataFrame(ability, columns=columns).to_csv(tmp_path / "figures" / "data" / "ability.csv", index=False)
+    pd.DataFrame(ability, columns=columns).to_csv(tmp_path / "figures" / "data" / "retail_ability.csv", index=False)
     said = run_page(tmp_path, monkeypatch)
     assert "Not there yet" not in said and "Not measured yet" not in said
     for figure in (

@@ -45,6 +45,9 @@ class Processes:
             out.mkdir(exist_ok=True)
             table = pd.DataFrame({"update": range(int(option["--updates"])), "success": 0.5})
             table.to_csv(out / "metrics.csv", index=False)
+        elif arguments[0] == "ability":
+            table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "item": ["a", "b"]})
+            table.assign(kind="fact", correct=1.0, perplexity=None).to_csv(out, index=False)
         else:
             names = [f"retail/{option['--split']}/{i}" for i in range(int(option["--n"]))]
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "task": names, "trial": 0})
@@ -78,11 +81,22 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
 
 def test_time_left_is_told_once_every_arm_was_timed(tmp_path: Path) -> None:
     planned = jobs("hero_retail", "full")
-    assert time_left(plan(planned, tmp_path)) == ""
-    for job, minutes in zip(planned[:3], (3, 20, 22), strict=True):
+    size = module.SIZES["full"]
+    assert time_left(plan(planned, tmp_path, size)) == ""
+    for job, minutes in zip(planned[:3], (6, 10, 11), strict=True):
         (tmp_path / job.name).mkdir()
-        (tmp_path / job.name / job.marker).write_text(json.dumps({"status": "finished", "minutes": minutes}))
-    assert time_left(plan(planned, tmp_path)) == " (about 90 minutes left)"
+        keys = [module._key(a, tmp_path / job.name) for a in job.commands(tmp_path / job.name, size)]
+        (tmp_path / job.name / "steps.json").write_text(json.dumps(dict.fromkeys(keys, minutes)))
+    assert time_left(plan(planned, tmp_path, size)) == " (about 96 minutes left)"
+
+
+def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    trained = [a[2] for a in processes.started if a[0] == "train"]
+    assert trained == ["hero", "shuffled_hero", "env_feedback", "full_demo", "grpo"]
+    found = pd.read_csv(tmp_path / "data/retail_ability.csv", keep_default_na=False)
+    assert set(found["arm"]) == {"base", *trained} and set(found["item"]) == {"a", "b"}
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
