@@ -72,8 +72,9 @@ def edge_rows(
     *,
     student: Sequence[TeacherScores] | None = None,
 ) -> pd.DataFrame:
-    """A row per turn that has a hint: rollout, turn, good (the oracle calls it necessary), edge.
+    """A row per turn that has a hint: rollout, turn, good (the oracle calls it necessary), told, student, edge.
 
+    told: the verdict that the teacher read, "" if none; student: log pi_S(a) of the whole action, in nats
     edge: log pi_T(a) - log pi_S(a) of the whole action, in nats; the student is the policy without a context
     (its scores can be passed in as `student`)
     """
@@ -84,13 +85,16 @@ def edge_rows(
             "rollout": i,
             "turn": t,
             "good": turn.info["oracle"]["verdict"] == "necessary",
+            "told": diagnoses[i][t].verdict if diagnoses and diagnoses[i][t] else "",
+            "student": float(own.sum()),
             "edge": float((told - own).sum()),
         }
         for i, r in enumerate(rollouts)
         for t, (turn, own, told) in enumerate(zip(r.turns, student[i].logprobs, teacher[i].logprobs, strict=True))
         if told is not None
     ]
-    return pd.DataFrame(rows, columns=["rollout", "turn", "good", "edge"]).astype({"good": bool, "edge": float})
+    columns = ["rollout", "turn", "good", "told", "student", "edge"]
+    return pd.DataFrame(rows, columns=columns).astype({"good": bool, "student": float, "edge": float})
 
 
 def auc(good: np.ndarray, edge: np.ndarray) -> float:
