@@ -223,7 +223,7 @@ def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: 
         own = folder / job.name
         if minutes_of(job, folder, size) is None:
             continue
-        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(own, size)]
+        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(Path("runs", job.name), size)]
         told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}
         for env in job.tests:
             table = pd.read_csv(own / f"eval-{env}-{job.split}.csv").drop(columns=["arm", "seed"])
