@@ -43,7 +43,7 @@ def reflect(options: argparse.Namespace) -> None:
 
     rollouts = load_rollouts(options.rollouts)
     if options.reflector == "self":
-        reflector = reflect.self_reflector(_policy(options))
+        reflector = reflect.self_reflector(_policy(options), progress=True)
     elif options.reflector == "oracle":
         reflector = reflect.oracle
     elif not options.url:
@@ -63,7 +63,7 @@ def probe(options: argparse.Namespace) -> None:
     from hero_mini.tables import write_table
 
     policy = _policy(options)
-    turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed)
+    turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
     for name, table in {"reflection": turns, "edge": edges}.items():
         write_table(options.out / f"{name}.csv", table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
@@ -81,7 +81,7 @@ def mechanism(options: argparse.Namespace) -> None:
     tracks = [track(policy, rollout) for rollout in rollouts]
     teachers = {}
     if not options.student_only:
-        teachers = all_teachers(rollouts, tracks, self_reflector(policy)(rollouts), seed=options.seed)
+        teachers = all_teachers(rollouts, tracks, self_reflector(policy, progress=True)(rollouts), seed=options.seed)
     table, turns = measure(policy, rollouts, tracks, teachers)
     numbers = summary(turns)
     for name, rows in {"heat": heat(table, turns), "turns": turns, "summary": numbers}.items():

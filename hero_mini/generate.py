@@ -86,12 +86,13 @@ def converse(
     sampling: Sampling,
     batch_size: int = 64,
     usage: Usage | None = None,
-    progress: bool = False,
+    progress: str = "",
 ) -> list[T]:
     """Run all dialogues, at most `batch_size` at a time, and give back what each returned, in their order.
 
     draws: the random numbers of each dialogue, its own, so that its tokens do not depend on its neighbours
     shared: token ids that every dialogue's first chunk begins with (but is longer than); encoded once for all
+    progress: what a progress bar says that it counts; empty: no bar
     raises ValueError: batch_size below 1; HeroError: a context outgrows the model's positions
     """
     if batch_size < 1:
@@ -105,7 +106,7 @@ def converse(
         cache.share(shared)
         usage.encoded += len(shared)
     results: dict[int, T] = {}
-    with tqdm(total=len(dialogues), disable=not progress, desc="dialogues") as bar:
+    with tqdm(total=len(dialogues), disable=not progress, desc=progress) as bar:
         while speaking := {i: row for i, row in enumerate(rows) if row is not None}:
             # 1. one forward pass over whatever is new
             logits = cache.append({i: row.chunk for i, row in speaking.items()})  # (rows, V)

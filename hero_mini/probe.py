@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from hero_mini import reflect
 from hero_mini.models import Policy
@@ -23,17 +24,19 @@ PROBES = {  # name -> context, whose diagnoses
 }
 
 
-def probe(policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def probe(
+    policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0, progress: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The policy's own reflections on its rollouts (`reflect.turn_rows`), and the edge of every teacher in PROBES.
 
     The full demonstration joins with its own arm.
     """
-    own = reflect.self_reflector(policy)(rollouts)
+    own = reflect.self_reflector(policy, progress=progress)(rollouts)
     whose = by_source(rollouts, own, seed=seed)
     student = score_rollouts(policy, rollouts, "none")
     edges = [
         edge_rows(policy, rollouts, context, [r.diagnoses for r in whose[source]], student=student).assign(probe=name)
-        for name, (context, source) in PROBES.items()
+        for name, (context, source) in tqdm(PROBES.items(), desc="teachers", disable=not progress)
     ]
     return reflect.turn_rows(rollouts, own), pd.concat(edges, ignore_index=True)
 

@@ -140,7 +140,7 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     return parse_reflection(in_lines(said), rollout.actions)
 
 
-def self_reflector(policy: Policy, *, usage: Usage | None = None) -> Reflector:
+def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool = False) -> Reflector:
     """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice)."""
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
@@ -152,6 +152,7 @@ def self_reflector(policy: Policy, *, usage: Usage | None = None) -> Reflector:
             shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
             sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
             usage=usage,
+            progress="reflections" if progress else "",
         )
 
     return reflect

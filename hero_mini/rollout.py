@@ -181,7 +181,7 @@ def collect(
         sampling=sampling,
         batch_size=batch_size,
         usage=usage,
-        progress=progress,
+        progress="episodes" if progress else "",
     )
 
 

@@ -107,7 +107,7 @@ def test_all_probes_on_a_model_that_cannot_reflect(tiny: Policy, rollouts: list[
 
 
 def test_the_shuffled_probe_is_seeded(tiny: Policy, rollouts: list[Rollout], monkeypatch) -> None:
-    monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy: oracle)
+    monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy, **_: oracle)
     edges = [probe(tiny, rollouts, seed=seed)[1] for seed in (0, 0, 1)]
     pd.testing.assert_frame_equal(edges[0], edges[1])
     of = [table.set_index("probe") for table in edges]
