@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
     """Write `table` to `path`, and to its .json twin the commit, the date, the versions and `about` (the command)."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     origin = {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "peft")},
@@ -29,6 +28,17 @@ def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
     }
     atomic_write(path.with_suffix(".json"), json.dumps(origin, indent=1) + "\n")
     atomic_write(path, table.to_csv(index=False))
+
+
+def commit() -> str:
+    """The last commit of this package, with "-dirty" if its files have changed since; "unknown" outside a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments, "--", "."]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    found = git("log", "-1", "--format=%h")
+    return found + ("-dirty" if git("status", "--porcelain") else "") if found else "unknown"
 
 
 def origin(path: Path) -> dict:

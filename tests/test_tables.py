@@ -1,0 +1,51 @@
+"""A result on disk names the code that made it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hero_mini import tables
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands in for the package."""
+    folder = tmp_path / "repository/package"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tables, "__file__", str(folder / "tables.py"))
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
+
+
+def test_the_commit_is_the_code_s_and_not_the_results(package: Path) -> None:
+    assert tables.commit() == "unknown"
+    (package / "tables.py").write_text("1\n")
+    git(package.parent, "init", "-q")
+    assert tables.commit() == "unknown", "nothing committed"
+    git(package.parent, "add", "-A")
+    git(package.parent, "commit", "-qm", "first")
+    first = tables.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", first)
+    (package.parent / "result.csv").write_text("a\n")
+    git(package.parent, "add", "-A")
+    git(package.parent, "commit", "-qm", "a result")
+    (package.parent / "result.csv").write_text("b\n")
+    assert tables.commit() == first
+    (package / "tables.py").write_text("2\n")
+    assert tables.commit() == first + "-dirty"
+
+
+def test_a_table_has_its_origin_beside_it(tmp_path: Path) -> None:
+    tables.write_table(tmp_path / "t.csv", pd.DataFrame({"a": [1]}), command="python -m hero_mini x")
+    found = tables.origin(tmp_path / "t.csv")
+    assert {"commit", "date", "python", "torch", "command"} <= set(found)
+    assert tables.origin(tmp_path / "none.csv") == {}
