@@ -94,7 +94,8 @@ def refresh() -> None:
         work = notebook.with_name(f".{notebook.name}")
         try:
             run_page(notebook, work, {})  # without parameters papermill adds no cell
-            atomic_write(notebook, work.read_text())
+            here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
+            atomic_write(notebook, work.read_text().replace(here, ""))
         finally:
             work.unlink(missing_ok=True)
         strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(notebook)]
