@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import subprocess
 import sys
@@ -109,3 +110,10 @@ def test_errors_name_the_remedy() -> None:
             call()
     with pytest.raises(gymnasium.error.NameNotFound, match="Did you mean: `Retail`"):
         made("Retial")
+
+
+def test_without_gymnasium_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.delitem(sys.modules, "hero_mini.gym")
+    with pytest.raises(HeroError, match=r"pip install 'hero_mini\[gym\]'"):
+        importlib.import_module("hero_mini.gym")
