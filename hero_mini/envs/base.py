@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter, Signature
 from typing import Any, Literal, Protocol, get_args
 
 from hero_mini.runtime import HeroError, nearest
@@ -86,11 +87,27 @@ class Env(Protocol):
     def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]: ...
     def task_named(self, task_id: str) -> Task: ...
     def clone(self) -> Env: ...
+    def signatures(self) -> dict[str, Signature]: ...
     def expert(self) -> Action: ...
     def scripted(self, draw: random.Random, skill: float) -> Action: ...
     def admissible(self) -> list[str] | None: ...
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]: ...
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
+
+
+def signatures(tools: dict[str, dict[str, type]]) -> dict[str, Signature]:
+    """How each tool is called, from the types of its arguments; all are needed, and every tool answers in text.
+
+    >>> print(signatures({"click": {"value": str}})["click"])
+    (*, value: str) -> str
+    """
+    return {
+        tool: Signature(
+            [Parameter(key, Parameter.KEYWORD_ONLY, annotation=kind) for key, kind in kinds.items()],
+            return_annotation=str,
+        )
+        for tool, kinds in tools.items()
+    }
 
 
 class Generated:

@@ -14,9 +14,10 @@ import hashlib
 import json
 import random
 import re
+from inspect import Signature
 from typing import Any, Self
 
-from hero_mini.envs.base import STOP, Action, Generated, parse_action, said
+from hero_mini.envs.base import STOP, Action, Generated, parse_action, said, signatures
 from hero_mini.envs.tau_script import TRANSFER, Script, asks_yes, judge
 from hero_mini.runtime import HeroError
 
@@ -203,6 +204,12 @@ class Tau(Generated):
         if key in self.numbers:
             return type(value) is int and abs(value) < 100_000  # a bool is no number
         return isinstance(value, str)
+
+    def signatures(self) -> dict[str, Signature]:
+        """How each tool is called; a message to the user, `respond`, is one of them."""
+        kinds = dict.fromkeys(self.numbers, int) | dict.fromkeys(self.lists, list[str])
+        tools = {tool: {key: kinds.get(key, str) for key in wanted} for tool, wanted in self.tools.items()}
+        return signatures(tools | {"respond": {"content": str}})
 
     def _transfer_to_human_agents(self, summary: str) -> str:
         self.db["transferred"] = self.task.world["user_id"] if self.listed else "nobody"

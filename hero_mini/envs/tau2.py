@@ -20,10 +20,11 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, Self
 
-from hero_mini.envs.base import Action, Task, Verdict, parse_action
+from hero_mini.envs.base import Action, Task, Verdict, parse_action, signatures
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
 from hero_mini.envs.tau_script import CLOSING, TRANSFER, respond
 from hero_mini.runtime import HeroError, nearest
@@ -301,6 +302,11 @@ class Tau2Env:
         nested = (list, dict)
         arguments = {k: v if isinstance(v, nested) else getattr(fitted, k) for k, v in parsed.arguments.items()}
         return Action(parsed.name, arguments), None
+
+    def signatures(self) -> dict[str, Signature]:
+        """How each of upstream's tools is called; a message to the user, `respond`, is one more."""
+        theirs = {name: signature(tool.params) for name, tool in domain(self.domain).tools.items()}
+        return theirs | signatures({"respond": {"content": str}})
 
     def _use(self, action: Action) -> tuple[str, bool, bool]:
         """Call a tool: its text, whether that is an error, and whether the database is another one now."""

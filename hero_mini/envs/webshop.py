@@ -12,9 +12,10 @@ import copy
 import random
 import re
 from collections.abc import Callable, Sequence
+from inspect import Signature
 
 from hero_mini.envs import webshop_script as script
-from hero_mini.envs.base import Action, Generated, parse_action
+from hero_mini.envs.base import BRACKETED, Action, Generated, parse_action, signatures
 from hero_mini.envs.webshop_catalogue import (
     BACK,
     BUY,
@@ -127,6 +128,10 @@ class WebShop(Generated):
         """All that a click or a search can change, in a comparable form."""
         item = self.item.id if self.item else None
         return self.page, tuple(self.results), self.number, item, tuple(sorted(self.chosen.items()))
+
+    def signatures(self) -> dict[str, Signature]:
+        """How its two actions are called; nobody hears a message here, so `respond` is none."""
+        return signatures({tool: {argument: str} for tool, argument in BRACKETED.items()})
 
     # -- the scripted agents --------------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ import os
 import random
 import re
 from collections.abc import Callable
+from inspect import Signature
 from typing import Any, Literal, Self
 
 from hero_mini.envs import webshop_script as script
-from hero_mini.envs.base import BRACKETED, MAX_ACTION_CHARS, Action, Task, Verdict, parse_action
+from hero_mini.envs.base import BRACKETED, MAX_ACTION_CHARS, Action, Task, Verdict, parse_action, signatures
 from hero_mini.envs.webshop import NO_RESULTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
@@ -203,6 +204,10 @@ class RealWebShop:
         """What can be clicked: in small letters, and as upstream spells it (it cannot read a click on a bracket)."""
         texts = self.upstream.get_available_actions()["clickables"]
         return {text.strip().lower(): text for text in texts if text != "search" and not {"[", "\n"} & set(text)}
+
+    def signatures(self) -> dict[str, Signature]:
+        """How its two actions are called, as in the mini WebShop."""
+        return signatures({tool: {argument: str} for tool, argument in BRACKETED.items()})
 
     # -- the scripted agents ------------------------------------------------------------------------------------
 
