@@ -31,7 +31,7 @@ class Processes:
 
     def __call__(self, command: list[str], **settings) -> subprocess.CompletedProcess:
         if command[0] == "git":
-            return subprocess.CompletedProcess(command, 0, stdout="abc1234\n")
+            return subprocess.CompletedProcess(command, 0, stdout="abc1234\n" if "log" in command else "")
         arguments = command[3:]
         self.started.append(arguments)
         if self.kill_at == len(self.started):
