@@ -119,9 +119,12 @@ def _groups_retail(size: Sizes) -> list[Job]:
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
-    grid = [(("lr", lr), ("steps", steps)) for lr in (5e-4, 1e-3) for steps in (1, 4)]
-    base = Job("base", 0, split="validation")
-    return [base, *(Job("hero", 0, settings, split="validation") for settings in grid)]
+    grid: list[tuple[str, tuple[Setting, ...]]] = [
+        ("base", ()),
+        ("hero", ()),
+        *(("hero", (("updates", updates), ("tasks", 16))) for updates in (8, 5)),
+    ]
+    return [Job(arm, seed, settings, split="validation") for seed in (0, 1) for arm, settings in grid]
 
 
 STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
