@@ -122,9 +122,9 @@ def _grid_retail(size: Sizes) -> list[Job]:
     grid: list[tuple[str, tuple[Setting, ...]]] = [
         ("base", ()),
         ("hero", ()),
-        *(("hero", (("updates", updates), ("tasks", 16))) for updates in (8, 5)),
+        *(("hero", (("updates", updates), ("tasks", 16))) for updates in (5, 8)),
     ]
-    return [Job(arm, seed, settings, split="validation") for seed in (0, 1) for arm, settings in grid]
+    return [Job(arm, seed, settings, split="validation") for arm, settings in grid for seed in (0, 1)]
 
 
 STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
