@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import probe, reflect
+from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval, paired
 from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.tables import origin
@@ -173,6 +174,30 @@ def claims_readme(claims: pd.DataFrame) -> str:
     return markdown(shown)
 
 
+def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.DataFrame:
+    """Turns per episode by outcome, and how many of the failures ended before the last turn; a row per arm."""
+    won = rows["success"] == 1
+    early = ((rows["turns"] < max_turns) & ~won).astype(float).where(~won)
+    parts = {
+        "turns, solved": rows["turns"].where(won),
+        "turns, failed": rows["turns"].where(~won),
+        "failures that ended early": early,
+        "wasted turns": rows["wasted"],
+    }
+    table = pd.DataFrame({"agent": rows["arm"], **parts}).groupby("agent", sort=False).mean()
+    return table.round(2).reset_index()
+
+
+def settings_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
+    """Mean and 95 % interval of each column for every setting of a grid."""
+    found = []
+    for (arm, variant), of_setting in rows.fillna({"variant": ""}).groupby(["arm", "variant"], sort=False):
+        values = {name: by_task(of_setting, name) for name in columns}
+        cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
+        found.append({"agent": f"{arm} {variant}".strip(), "seeds": len(values[columns[0]]), **cells})
+    return pd.DataFrame(found)
+
+
 def arms_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Success per arm of a study's rows: agent, value, low, high, n (tasks); the columns of `figures.success_bars`."""
     found = []
@@ -205,6 +230,13 @@ def report() -> None:
     claims = claims_table()
     atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
     readme = Path("README.md")
-    atomic_write(readme, render(readme.read_text(), "claims", claims_readme(claims)))
+    text = render(readme.read_text(), "claims", claims_readme(claims))
+    for name, source, make in (
+        ("turns", "hero_retail.csv", turns_table),
+        ("grid", "grid_retail.csv", settings_table),
+    ):
+        if (DATA / source).exists():
+            text = render(text, name, markdown(make(pd.read_csv(DATA / source))))
+    atomic_write(readme, text)
     draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))
