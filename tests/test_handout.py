@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import symtable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from nbformat import NotebookNode
 
 from hero_mini import models
+from hero_mini.config import SIZES, Sizes
 from hero_mini.handout import EXERCISES, handout, write_handouts
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError
@@ -70,6 +72,8 @@ def brief(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
     bonus = 8.0 * torch.eye(len(tiny.tokenizer))[tiny.eos_id]
     tiny.model.lm_head.register_forward_hook(lambda module, given, logits: logits + bonus.to(logits))
     monkeypatch.setattr(models, "load_policy", lambda *given, **named: tiny)
+    least = Sizes(rollouts=2, updates=1, tasks=1, eval_tasks=2, seeds=1, headline_seeds=1)
+    monkeypatch.setitem(SIZES, "smoke", least)
     return tiny
 
 
@@ -110,3 +114,37 @@ def test_an_untouched_exercise_is_judged(
     for source in judged:
         exec(source, names)
     assert len(VERDICT.findall(capsys.readouterr().out)) >= 3
+
+
+def test_the_copies_are_written_and_the_notebooks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    before = [path.read_bytes() for path in NOTEBOOKS]
+    written = write_handouts(tmp_path / "class")
+    assert [file.name for file in written] == [path.name for path in NOTEBOOKS]
+    assert sorted(p.name for p in (tmp_path / "class").iterdir()) == sorted(p.name for p in written)
+    assert write_handouts(tmp_path / "class") == written, "the same once more"
+    assert [path.read_bytes() for path in NOTEBOOKS] == before
+
+
+@pytest.mark.parametrize("folder", ["class", "notebooks"])
+def test_nobody_loses_work(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a copy in which somebody has worked is overwritten, nor a notebook; nothing else is written either."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    write_handouts(Path("class"))
+    worked = Path(folder) / NOTEBOOKS[-1].name
+    worked.write_text(worked.read_text().replace("After this page", "My notes"))
+    Path("class", NOTEBOOKS[0].name).unlink()
+    before = {file: file.read_bytes() for file in Path(folder).iterdir()}
+    with pytest.raises(HeroError, match=f"{worked.name if folder == 'class' else folder}.*somebody's work"):
+        write_handouts(Path(folder))
+    assert before == {file: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def test_a_page_without_exercises_is_refused() -> None:
+    """Otherwise a changed heading would quietly hand out what the exercises print."""
+    page = read(NOTEBOOKS[0])
+    for cell in page.cells:
+        cell.source = cell.source.replace("# Exercises", "# Tasks")
+    with pytest.raises(ValueError, match="one heading"):
+        handout(page)
