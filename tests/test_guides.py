@@ -14,7 +14,7 @@ from hero_mini.report import render
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "notebooks" / f"{name}.md" for name in ("glossary", "paper_to_code", "teaching")]
-FILES = {".csv", ".md", ".py", ".yml", ".txt"}
+FILES = {".csv", ".json", ".md", ".py", ".yml", ".txt"}
 
 
 def links(text: str) -> list[str]:
@@ -51,7 +51,7 @@ def test_links_and_names_resolve(path: Path) -> None:
 def test_a_wrong_name_is_found() -> None:
     assert exists("rollout.collect") and exists("envs.tau.Tau.reward_parts") and exists("config.ARMS")
     assert not exists("rollout.colect") and not exists("no_module.x")
-    assert names("`reflect.shuffled`, `demos.py`, `config.json` and `x`") == ["reflect.shuffled", "config.json"]
+    assert names("`reflect.shuffled`, `demos.py`, `config.json` and `x`") == ["reflect.shuffled"]
 
 
 def test_a_term_is_explained_and_leads_to_code_and_page() -> None:
