@@ -144,7 +144,7 @@ def build_parser() -> Parser:
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
     sub.add_argument("--seed", type=int, default=0)
 
-    command("report", commands.report, "Recompute claims.csv, the figures, and the tables of README and teaching guide.")
+    command("report", commands.report, "Recompute claims.csv, the figures, and the tables of README and teaching.md.")
     sub = command("bench", commands.bench, "Speed as ratios, measured side by side, into figures/data/bench.csv.")
     sub.add_argument("--preset", default="full", choices=SIZES)
     sub = command(

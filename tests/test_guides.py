@@ -1,4 +1,4 @@
-"""The pages beside the notebooks: every link resolves, every name exists, and the table of pages is the notebooks' own."""
+"""The pages beside the notebooks: links resolve, names exist, and the table of pages is the notebooks' own."""
 
 from __future__ import annotations
 
