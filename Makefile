@@ -2,6 +2,7 @@
 #   make reproduce   the whole method on the real model, notebooks in order, into runs/
 #   make test        both tiers of tests and the notebooks
 #   make lab         JupyterLab on the notebooks
+#   make student     copies of the notebooks without the solutions, into runs/student
 #   make bench       speed ratios into figures/data/bench.csv
 #   make refresh     re-execute the committed notebooks
 #   make warmup      rebuild the shipped warm-up adapter
@@ -16,7 +17,7 @@ READY := .venv/.ready
 # glibc: large pages for tensors (a fifth faster here); without effect elsewhere
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: reproduce test lab bench refresh warmup
+.PHONY: reproduce test lab student bench refresh warmup
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -29,6 +30,9 @@ test: $(READY)
 
 lab: $(READY)
 	$(PY) -m jupyter lab notebooks
+
+student: $(READY)
+	$(PY) -m hero_mini student
 
 bench: $(READY)
 	$(PY) -m hero_mini bench

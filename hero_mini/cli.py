@@ -144,7 +144,7 @@ def build_parser() -> Parser:
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
     sub.add_argument("--seed", type=int, default=0)
 
-    command("report", commands.report, "Recompute claims.csv, figures and the README's tables from figures/data.")
+    command("report", commands.report, "Recompute claims.csv, the figures, and the tables of README and teaching.md.")
     sub = command("bench", commands.bench, "Speed as ratios, measured side by side, into figures/data/bench.csv.")
     sub.add_argument("--preset", default="full", choices=SIZES)
     sub = command(
@@ -153,6 +153,13 @@ def build_parser() -> Parser:
     sub.add_argument("--preset", default="quick", choices=SIZES)
     sub.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     command("refresh", commands.refresh, "Re-execute the committed notebooks in place.")
+    sub = command(
+        "student",
+        commands.student,
+        "Copy the notebooks without their solutions, for a class.\n\n"
+        "A copy that somebody has worked in is never overwritten.",
+    )
+    sub.add_argument("--out", type=Path, default=Path("runs/student"), help="folder of the copies")
     return parser
 
 

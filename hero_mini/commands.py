@@ -174,3 +174,11 @@ def refresh(options: argparse.Namespace) -> None:
     from hero_mini.notebooks import refresh
 
     refresh()
+
+
+def student(options: argparse.Namespace) -> None:
+    from hero_mini.handout import write_handouts
+
+    for file in write_handouts(options.out):
+        print(file)
+    print(f"open them with: python -m jupyter lab {options.out}")

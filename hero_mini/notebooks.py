@@ -1,4 +1,4 @@
-"""Running the notebooks: all in order for `make reproduce`, and in place for `make refresh`.
+"""Running the notebooks: all in order for `make reproduce`, and in place for `make refresh`; and a table of them.
 
 papermill accepts a misspelt parameter without a word, so names are checked before anything starts.
 """
@@ -27,6 +27,19 @@ def all_notebooks() -> list[Path]:
     if not found:
         raise HeroError(f"no notebooks in {FOLDER.resolve()}; run the command from the repository's top folder")
     return found
+
+
+def overview() -> str:
+    """A markdown table of the pages: name, question (the title), and the minutes that the page's first cell gives."""
+    rows = ["| page | question | time, as the page says |", "|---|---|---|"]
+    for notebook in all_notebooks():
+        head = nbformat.read(notebook, as_version=4).cells[0].source.strip()
+        title, last = head.split("\n")[0].removeprefix("# "), head.split("\n\n")[-1]
+        if last.startswith("|"):  # preset | smoke | ... above minutes | 1 | ...
+            names, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in last.split("\n"))
+            last = f"{values[0]}: " + ", ".join(f"{v} with `{n}`" for n, v in zip(names[1:], values[1:], strict=True))
+        rows.append(f"| [{notebook.stem}]({notebook.name}) | {title} | {' '.join(last.split())} |")
+    return "\n".join(rows)
 
 
 def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:

@@ -153,7 +153,7 @@ def render(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers `<!-- name -->` and `<!-- /name -->` replaced by content."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"the README has no place <!-- {name} --> ... <!-- /{name} -->")
+        raise ValueError(f"there is no place <!-- {name} --> ... <!-- /{name} -->")
     return pattern.sub(lambda m: f"{m[1]}{content}{m[2] if m[2].startswith(chr(10)) else chr(10) + m[2]}", text)
 
 
@@ -226,7 +226,9 @@ def draw() -> None:
 
 
 def report() -> None:
-    """Write figures/data/claims.csv, the figures and the README's tables; only data that are there are used."""
+    """Write claims.csv, the figures and the tables of README and teaching guide, from the data that are there."""
+    from hero_mini.notebooks import overview
+
     claims = claims_table()
     atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
     readme = Path("README.md")
@@ -238,5 +240,7 @@ def report() -> None:
         if (DATA / source).exists():
             text = render(text, name, markdown(make(pd.read_csv(DATA / source))))
     atomic_write(readme, text)
+    guide = Path("notebooks/teaching.md")
+    atomic_write(guide, render(guide.read_text(), "pages", overview()))
     draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))

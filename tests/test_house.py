@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 import hero_mini
 from hero_mini.runtime import HeroError, atomic_write, generator, rng
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHON = SpecifierSet(PROJECT["requires-python"])
 EIGHT = {"jupyterlab", "torch", "transformers", "matplotlib", "pandas", "ipywidgets", "nbval", "papermill"}
 
 
@@ -45,6 +48,13 @@ def test_constraints_satisfy_pyproject() -> None:
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(exact[requirement.name]), text
+
+
+def test_binder_installs_what_make_installs() -> None:
+    """With a folder .binder, Binder reads nothing else."""
+    assert Version((ROOT / ".binder/runtime.txt").read_text().strip().removeprefix("python-")) in PYTHON
+    asked = lines(".binder/requirements.txt")
+    assert asked[-2:] == ["-c ../constraints.txt", "-e ."]
 
 
 def test_version() -> None:
