@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NBVAL = "# NBVAL_CHECK_OUTPUT"  # a note to the tests, not to the reader
 BESIDE = {"glossary": "Glossary", "paper_to_code": "From the paper to the code", "teaching": "Teaching with these pages"}
 CARD = Path("hero_mini/adapters/README.md")
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0072b2"/>
+<path d="M4 12V4m8 8V4M4 8h8" stroke="#fff" stroke-width="2.4"/></svg>"""
 CONFIG = {
     "project": "hero_mini",
     "html_title": "hero_mini",
@@ -52,11 +54,18 @@ CONFIG = {
         "pygments_dark_style": "a11y-high-contrast-dark",
     },
     "html_context": {"default_mode": "auto"},  # dark where the reader's system is
+    "html_favicon": "icon.svg",
     "html_static_path": [str(Path(__file__).with_name("site.css"))],
     "html_css_files": ["site.css"],
     "html_show_search_summary": False,  # a browser lets no page from disk read another
     "html_show_copyright": False,
+    "html_use_index": False,
 }
+
+
+def missing() -> list[str]:
+    """The modules of the extra `site` that are not installed."""
+    return [name for name in ("sphinx", "myst_nb", "sphinx_book_theme") if find_spec(name) is None]
 
 
 def build(out: Path) -> Path:
@@ -65,8 +74,8 @@ def build(out: Path) -> Path:
     raises HeroError: the extra is not installed, `out` holds something else, or a link or a picture leads nowhere
     """
     pages = all_notebooks()
-    if missing := [name for name in ("myst_nb", "sphinx_book_theme") if find_spec(name) is None]:
-        raise HeroError(f"the site needs {', '.join(missing)}: run make site, or pip install -e '.[site]' and try again")
+    if lacking := missing():
+        raise HeroError(f"the site needs {', '.join(lacking)}: run make site, or pip install -e '.[site]' and try again")
     if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").exists():
         raise HeroError(f"{out} holds something else than a site, which would be lost: choose an empty folder with --out")
     with writing(out.parent):
@@ -87,6 +96,7 @@ def stage(source: Path, pages: list[Path]) -> Path:
     beside += [f"What the warm-up saw <{CARD.with_suffix('').as_posix()}>"]
     readme = Path("README.md").read_text(encoding="utf-8")
     (source / "index.md").write_text(readme + contents("The pages", lines) + contents("Beside them", beside))
+    (source / CONFIG["html_favicon"]).write_text(ICON)
     return source
 
 
@@ -155,7 +165,7 @@ def leave_as_text(app: Sphinx, page: nodes.document) -> None:
     """A link to a folder of the repository has nothing to open on the site; other lost links are complaints."""
     from sphinx.addnodes import pending_xref
 
-    here = Path(app.env.doc2path(app.env.current_document.docname)).parent
+    here = Path(app.env.doc2path(app.env.docname)).parent
     for link in list(page.findall(pending_xref)):
         if (here / link["reftarget"]).is_dir():
             link.replace_self(link.children)
