@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tempfile
 from html import escape
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 NBVAL = "# NBVAL_CHECK_OUTPUT"  # a note to the tests, not to the reader
-BESIDE = {"glossary": "Glossary", "paper_to_code": "From the paper to the code", "teaching": "Teaching with these pages"}
 CARD = Path("hero_mini/adapters/README.md")
-ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0072b2"/>
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" fill="#0072b2"/>
 <path d="M4 12V4m8 8V4M4 8h8" stroke="#fff" stroke-width="2.4"/></svg>"""
 CONFIG = {
     "project": "hero_mini",
@@ -75,9 +75,9 @@ def build(out: Path) -> Path:
     """
     pages = all_notebooks()
     if lacking := missing():
-        raise HeroError(f"the site needs {', '.join(lacking)}: run make site, or pip install -e '.[site]' and try again")
+        raise HeroError(f"the site needs {', '.join(lacking)}: run make site, or pip install -e '.[site]'")
     if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").exists():
-        raise HeroError(f"{out} holds something else than a site, which would be lost: choose an empty folder with --out")
+        raise HeroError(f"{out} holds something else than a site: choose an empty folder with --out")
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
@@ -88,11 +88,11 @@ def build(out: Path) -> Path:
 
 
 def stage(source: Path, pages: list[Path]) -> Path:
-    """The folder that Sphinx reads: the README as the front page with the contents, the pages, and what they link to."""
+    """The folder that Sphinx reads: the README as front page with the contents, the pages, and what they link to."""
     for folder in (FOLDER, Path("figures"), Path("hero_mini")):
         shutil.copytree(folder, source / folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.safetensors"))
     lines = [f"{page.stem[:2]} {title(page)} <{page.with_suffix('').as_posix()}>" for page in pages]
-    beside = [f"{text} <{FOLDER}/{name}>" for name, text in BESIDE.items() if (FOLDER / f"{name}.md").exists()]
+    beside = [page.with_suffix("").as_posix() for page in sorted(FOLDER.glob("*.md"))]
     beside += [f"What the warm-up saw <{CARD.with_suffix('').as_posix()}>"]
     readme = Path("README.md").read_text(encoding="utf-8")
     (source / "index.md").write_text(readme + contents("The pages", lines) + contents("Beside them", beside))
@@ -119,7 +119,8 @@ def sphinx(source: Path, out: Path) -> Path:
             source, None, out, source.with_name("doctrees"), "html", CONFIG, status=None, warning=complaints
         )
         app.build()
-    if found := complaints.getvalue().replace(f"{source}/", "").strip():
+    colours = re.compile(r"\x1b\[[\d;]*m")
+    if found := colours.sub("", complaints.getvalue()).replace(f"{source}/", "").strip():
         raise HeroError(f"the site has faults; mend them in the pages and try again:\n{found}")
     return out
 
@@ -129,7 +130,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """What Sphinx calls: how notebooks are read, their headings nested, formulas and links to the repository shown."""
     app.connect("source-read", read_notebook)
     app.connect("doctree-read", nest, priority=1)  # before the contents are gathered
-    app.connect("doctree-read", leave_as_text)
+    app.connect("doctree-read", settle_links)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -161,13 +162,17 @@ def nest(app: Sphinx, page: nodes.document) -> None:
         first.append(section)
 
 
-def leave_as_text(app: Sphinx, page: nodes.document) -> None:
-    """A link to a folder of the repository has nothing to open on the site; other lost links are complaints."""
+def settle_links(app: Sphinx, page: nodes.document) -> None:
+    """README.md is the front page here; a folder of the repository has nothing to open, so its link becomes text."""
     from sphinx.addnodes import pending_xref
 
-    here = Path(app.env.doc2path(app.env.docname)).parent
+    here, readme = Path(app.env.doc2path(app.env.docname)).parent, Path(app.srcdir, "README.md").resolve()
     for link in list(page.findall(pending_xref)):
-        if (here / link["reftarget"]).is_dir():
+        path, _, part = link["reftarget"].partition("#")
+        target = (here / path).resolve()
+        if target == readme:
+            link.attributes.update(refdomain="doc", reftarget="index", reftargetid=part or None)
+        elif path and target.is_dir():
             link.replace_self(link.children)
 
 

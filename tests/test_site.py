@@ -24,8 +24,9 @@ from hero_mini.runtime import HeroError
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-INSTALLED = not site.missing()
-needs_site = pytest.mark.skipif(not INSTALLED, reason="the extra `site` is not installed: pip install -e '.[site]'")
+INSTALL = "the extra `site` is not installed: pip install -e '.[site]'"
+needs_site = pytest.mark.skipif(bool(site.missing()), reason=INSTALL)
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated. Check CHANGES")  # the theme, about Sphinx
 SIZES = {390: "a phone", 1280: "a laptop"}  # CSS pixels
 
 
@@ -45,15 +46,16 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 ],
             ),
             nbformat.v4.new_code_cell("answer", metadata={"tags": ["solution"]}),
-            nbformat.v4.new_markdown_cell("# Second\n\n[home](../README.md)"),
-        ]
+            nbformat.v4.new_markdown_cell("# Second\n\n[home](../README.md#the-end)"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     (tmp_path / "notebooks").mkdir()
     nbformat.write(page, tmp_path / "notebooks" / "00_why.ipynb")
     (tmp_path / "hero_mini" / "adapters").mkdir(parents=True)
     (tmp_path / "hero_mini" / "adapters" / "README.md").write_text("# The card\n")
     (tmp_path / "figures" / "data").mkdir(parents=True)
-    (tmp_path / "README.md").write_text("# Front\n\n[why](notebooks/00_why.ipynb) [data](figures/data)\n")
+    (tmp_path / "README.md").write_text("# Front\n\n[why](notebooks/00_why.ipynb) [data](figures/data)\n\n## The end\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -71,7 +73,7 @@ def test_what_a_notebook_means_reaches_the_page(repository):
     assert page.article.img["alt"] == 'a "dot", 1 < 2'
     assert len(page.find_all("math")) == 1 and "a price of $5 and one of $6" in html
     assert [h.name for h in page.article.find_all(["h1", "h2"])] == ["h1", "h2"]
-    assert page.article.find("a", string="home")["href"] == "../index.html"
+    assert page.article.find("a", string="home")["href"] == "../index.html#the-end"
     fold = page.article.details
     assert not fold.has_attr("open") and "answer" in fold.text and "Show the solution" in fold.summary.text
     assert "NBVAL" not in html
@@ -161,7 +163,7 @@ def test_internal_links_resolve_and_nothing_is_fetched(built, pages):
 # --- in Chromium -----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[site]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason=INSTALL)
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
@@ -211,7 +213,7 @@ def test_search_works_from_disk(browser, built):
         tab = context.new_page()
         tab.goto(f"{built.as_uri()}/search.html?q=diagnosis")
         tab.wait_for_selector("#search-results li a")
-        found = {a.get_attribute("href").split("#")[0].split("?")[0] for a in tab.query_selector_all("#search-results li a")}
+        found = {urlsplit(a.get_attribute("href")).path for a in tab.query_selector_all("#search-results li a")}
     assert "notebooks/03_reflection.html" in found
 
 
@@ -230,12 +232,10 @@ THIN = """() => {
 @needs_site
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_is_enough(browser, built, pages, scheme):
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-core is not installed: pip install -e '.[site]'"
-    ).Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=INSTALL).Axe()
     only = {"runOnly": ["color-contrast"], "resultTypes": ["violations"], "preload": False}
     faint = []
-    with contextlib.closing(browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800})) as context:
+    with contextlib.closing(browser.new_context(color_scheme=scheme)) as context:
         tab = context.new_page()
         for address in pages:
             tab.goto(f"{built.as_uri()}/{address}")
