@@ -47,6 +47,7 @@ CONFIG = {
     "myst_heading_anchors": 3,
     "html_theme": "sphinx_book_theme",
     "html_theme_options": {
+        "footer_content_items": [],
         "home_page_in_toc": True,
         "navbar_persistent": [],  # the search field of the sidebar is enough
         "show_toc_level": 2,
