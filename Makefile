@@ -5,6 +5,7 @@
 #   make student     copies of the notebooks without the solutions, into runs/student
 #   make bench       speed ratios into figures/data/bench.csv
 #   make refresh     re-execute the committed notebooks
+#   make site        all pages as one static site, into runs/site
 #   make warmup      rebuild the shipped warm-up adapter
 # PYTHON=python3.12 picks the interpreter. On Linux without a GPU,
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of download.
@@ -13,17 +14,18 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PY := .venv/bin/python
 READY := .venv/.ready
+SITE_READY := .venv/.ready-site
 
 # glibc: large pages for tensors (a fifth faster here); without effect elsewhere
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: reproduce test lab student bench refresh warmup
+.PHONY: reproduce test lab student bench refresh site warmup
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
 	$(PY) -m hero_mini reproduce --preset quick
 
-test: $(READY)
+test: $(READY) $(SITE_READY)
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q -m "not real"
 	$(PY) -m pytest -q -m real
@@ -40,6 +42,9 @@ bench: $(READY)
 refresh: $(READY)
 	$(PY) -m hero_mini refresh
 
+site: $(SITE_READY)
+	$(PY) -m hero_mini site
+
 warmup: $(READY)
 	$(PY) -m hero_mini warmup
 
@@ -49,4 +54,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) -c constraints.txt torch)
 	$(PY) -m pip install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(SITE_READY): $(READY)
+	$(PY) -m pip install -c constraints.txt -e '.[site]'
 	@touch $@

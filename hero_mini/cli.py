@@ -152,6 +152,8 @@ def build_parser() -> Parser:
     )
     sub.add_argument("--preset", default="quick", choices=SIZES)
     sub.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    sub = command("site", commands.site, "Render all pages, with their committed outputs, into one static site.")
+    sub.add_argument("--out", type=Path, default=Path("runs/site"))
     command("refresh", commands.refresh, "Re-execute the committed notebooks in place.")
     sub = command(
         "student",

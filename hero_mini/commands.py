@@ -170,6 +170,12 @@ def reproduce(options: argparse.Namespace) -> None:
     reproduce(options.preset, dict(options.parameters))
 
 
+def site(options: argparse.Namespace) -> None:
+    from hero_mini.site import build
+
+    print(f"the site's front page, to be opened in a browser: {build(options.out)}")
+
+
 def refresh(options: argparse.Namespace) -> None:
     from hero_mini.notebooks import refresh
 

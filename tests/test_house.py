@@ -45,7 +45,8 @@ def test_constraints_satisfy_pyproject() -> None:
     exact = dict(line.split("==") for line in lines("constraints.txt"))
     exact = {name.lower().replace("_", "-"): version for name, version in exact.items()}
     assert exact["torch"] == "2.13.0"
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+    extras = PROJECT["optional-dependencies"]
+    for text in PROJECT["dependencies"] + extras["test"] + extras["site"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(exact[requirement.name]), text
 
