@@ -92,6 +92,8 @@ def stage(source: Path, pages: list[Path]) -> Path:
     """The folder that Sphinx reads: the README as front page with the contents, the pages, and what they link to."""
     for folder in (FOLDER, Path("figures"), Path("hero_mini")):
         shutil.copytree(folder, source / folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.safetensors"))
+    for file in ("environment.yml", "Makefile"):  # pages link to them
+        shutil.copy(file, source)
     lines = [f"{page.stem[:2]} {title(page)} <{page.with_suffix('').as_posix()}>" for page in pages]
     beside = [page.with_suffix("").as_posix() for page in sorted(FOLDER.glob("*.md"))]
     beside += [f"What the warm-up saw <{CARD.with_suffix('').as_posix()}>"]
