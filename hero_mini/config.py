@@ -107,7 +107,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1, headline_seeds=1),
-    "quick": Sizes(rollouts=16, updates=3, tasks=16, eval_tasks=60, seeds=1, headline_seeds=1),
+    "quick": Sizes(rollouts=12, updates=3, tasks=16, eval_tasks=60, seeds=1, headline_seeds=1),
     "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3, headline_seeds=5),
 }
 
