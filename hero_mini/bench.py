@@ -32,7 +32,7 @@ from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.tree import Tree, logprobs
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
-PAIRS = 5
+PAIRS = 3
 MEMORY_GB = 6.0  # the peak may not pass this
 GEMM = 2048  # rows and columns of the square matrices that set the machine's pace
 
