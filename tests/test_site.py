@@ -231,6 +231,7 @@ THIN = """() => {
     const kind = [e.className, e.getAttribute('style'), box.className, box.parentElement.className].join();
     if (seen.has(kind)) e.replaceWith(...e.childNodes); else seen.add(kind);
   }
+  document.getAnimations().forEach(a => a.finish());  // what is unfolded fades in
 }"""
 
 
