@@ -139,6 +139,19 @@ def build_parser() -> Parser:
     sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
     sub.add_argument("--data", type=Path, default=Path("figures/data"), help="where the tables go")
 
+    sub = command(
+        "memory",
+        commands.memory,
+        "What fits where: bytes of weights, adapter, cache and a training step, counted from a model's configuration.",
+    )
+    sub.add_argument("--model", help="the embedded model (default), a hub id, or a folder; without it, four known ones")
+    sub.add_argument("--context", type=positive, default=8000, help="tokens of an episode, prompt included")
+    for name in ("rank", "max_tokens"):
+        default = getattr(TrainConfig, name)
+        sub.add_argument(
+            f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
+        )
+
     sub = command("warmup", commands.warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")

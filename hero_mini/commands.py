@@ -140,6 +140,17 @@ def study(options: argparse.Namespace) -> None:
         raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")
 
 
+def memory(options: argparse.Namespace) -> None:
+    from hero_mini.memory import KNOWN, fits, needs
+
+    models, settings = [options.model] if options.model else list(KNOWN), vars(options)
+    settings = {name: settings[name] for name in ("rank", "max_tokens")}
+    print(needs(models, **settings).round(2).to_string(index=False))
+    print(f"\nA training step, and how many rollouts of {options.context} tokens at once (half of it to be safe):")
+    table = fits(models, context=options.context, **settings)
+    print(table.to_string(index=False))
+
+
 def warmup(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
