@@ -72,6 +72,11 @@ def build_parser() -> Parser:
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
+        for name in ("max_turns", "max_action_tokens", "batch_size"):
+            default = getattr(TrainConfig, name)
+            sub.add_argument(
+                f"--{name.replace('_', '-')}", type=positive, default=default, help=f"(default: {default})"
+            )
 
     sub = command("rollout", commands.rollout, "Let the agent act and keep the episodes as JSON lines.")
     model_options(sub), work_options(sub, split="train")
@@ -109,11 +114,13 @@ def build_parser() -> Parser:
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
     for field in fields(TrainConfig):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.type == "bool":
+            sub.add_argument(name, action="store_true", help="(default: no)")
+            continue
         kind = {"int": int, "float": float, "str": str}[str(field.type).split(" |")[0]]
         default = None if field.name in ("updates", "tasks") else field.default
-        sub.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=default, help=f"(default: {field.default})"
-        )
+        sub.add_argument(name, type=kind, default=default, help=f"(default: {field.default})")
     sub.add_argument("--out", type=Path, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
 
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")

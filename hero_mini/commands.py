@@ -23,7 +23,13 @@ def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
     from hero_mini.rollout import collect
 
     tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
-    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, progress=True)
+    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, **_limits(options))
+
+
+def _limits(options: argparse.Namespace) -> dict:
+    """What the command line says about every rollout."""
+    names = ("max_turns", "max_action_tokens", "batch_size")
+    return {"progress": True, **{name: getattr(options, name) for name in names}}
 
 
 def rollout(options: argparse.Namespace) -> None:
@@ -108,9 +114,8 @@ def eval(options: argparse.Namespace) -> None:
     from hero_mini.tables import write_table
 
     n = options.n or SIZES[options.preset].eval_tasks
-    rows = evaluate(
-        _policy(options), options.env, split=options.split, n_tasks=n, k=options.k, seed=options.seed, progress=True
-    ).assign(arm=options.label)
+    sample = {"split": options.split, "n_tasks": n, "k": options.k, "seed": options.seed}
+    rows = evaluate(_policy(options), options.env, **sample, **_limits(options)).assign(arm=options.label)
     kept = pd.read_csv(options.out) if options.out.exists() else rows.iloc[:0]
     kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
     table = pd.concat([kept, rows]) if len(kept) else rows

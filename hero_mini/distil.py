@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.grpo import advantages, kl_estimate, surrogate
-from hero_mini.lora import AdapterOptimizer, as_teacher
+from hero_mini.lora import AdapterOptimizer, as_teacher, checkpointing
 from hero_mini.losses import token_divergence, token_weights
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, outcome
@@ -108,7 +108,8 @@ def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, re
         if told:
             with as_teacher(student, config.teacher) as teacher, torch.no_grad():
                 target = forward(teacher, [one.teacher for one in told])
-        scored = forward(student, [one.student for one in chosen])
+        with checkpointing(student, config.gradient_checkpointing):
+            scored = forward(student, [one.student for one in chosen])
         loss = scored.logprobs.sum() * 0.0
         if target is not None:
             divergence, gap = _distillation(scored, target, chosen, taught, config)

@@ -10,10 +10,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hero_mini.models import Policy
 
@@ -58,6 +61,23 @@ def as_teacher(policy: Policy, teacher: str) -> Iterator[Policy]:
             policy.model.set_adapter(STUDENT)
     else:
         yield policy
+
+
+@contextmanager
+def checkpointing(policy: Policy, wanted: bool) -> Iterator[None]:
+    """For a pass with gradients, if `wanted`: each layer keeps its input alone and is computed again in the backward.
+
+    transformers does so in a layer in training mode; the modules inside stay in evaluation mode, without dropout.
+    """
+    layers = [m for m in policy.model.modules() if wanted and isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
 
 
 class AdapterOptimizer:

@@ -170,7 +170,6 @@ def fits(models: list[str], *, context: int, **settings: float) -> pd.DataFrame:
             room = USABLE * card * GB
             plain, saving = (found.training(checkpointing=c) <= room for c in (False, True))
             answer = "yes" if plain else "with checkpointing" if saving else "no"
-            rows.append(
-                {"model": name, "GB": card, "trains": answer, "rollouts": found.rollouts(card * GB, context)}
-            )
+            together = found.rollouts(card * GB, context)
+            rows.append({"model": name, "GB": card, "trains": answer, "rollouts": together})
     return pd.DataFrame(rows)

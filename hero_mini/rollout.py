@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hero_mini import envs
-from hero_mini.config import TEMPERATURE
+from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
@@ -148,9 +148,9 @@ def collect(
     temperature: float = TEMPERATURE,
     top_p: float = 1.0,
     greedy: bool = False,
-    max_turns: int = 10,
-    max_action_tokens: int = 96,
-    batch_size: int = 64,
+    max_turns: int = TrainConfig.max_turns,
+    max_action_tokens: int = TrainConfig.max_action_tokens,
+    batch_size: int = TrainConfig.batch_size,
     repeats: int = 1,
     usage: Usage | None = None,
     progress: bool = False,

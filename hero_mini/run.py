@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from hero_mini import envs
+from hero_mini.config import TrainConfig
 from hero_mini.envs import Task
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
@@ -21,9 +21,6 @@ from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
-
-if TYPE_CHECKING:
-    from hero_mini.config import TrainConfig
 
 
 class Clock:
@@ -49,12 +46,12 @@ class Run:
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
         described = {**asdict(config), "model": policy.name}
-        asked = json.dumps(described, indent=1) + "\n"
-        if (out / "config.json").exists() and (out / "config.json").read_text() != asked:
-            before = json.loads((out / "config.json").read_text())
-            changed = ", ".join(f"{k} was {before.get(k)!r}" for k in described if described[k] != before.get(k))
+        before = dict(described)
+        if (out / "config.json").exists():  # an older run does not name settings that came later: it had their defaults
+            before = {**asdict(TrainConfig()), **json.loads((out / "config.json").read_text())}
+        if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
-        atomic_write(out / "config.json", asked)
+        atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
         if (out / "checkpoint.pt").exists():
             saved = torch.load(out / "checkpoint.pt", weights_only=False)
             self.rows = saved["rows"]

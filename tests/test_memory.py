@@ -19,7 +19,7 @@ from hero_mini.cache import Cache
 from hero_mini.cli import main
 from hero_mini.config import TrainConfig
 from hero_mini.distil import Lesson, _descend
-from hero_mini.lora import AdapterOptimizer, add_student
+from hero_mini.lora import AdapterOptimizer, add_student, checkpointing
 from hero_mini.memory import GB, KNOWN, LOGITS, activations, fits, memory, needs, read_config
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError
@@ -89,7 +89,7 @@ def test_weights_adapter_and_cache_of_a_tiny_model(tiny: Policy, kind: str) -> N
     assert cache.keys.nbytes + cache.values.nbytes == found.cache * 3 * slots / 1000
 
 
-def kept(student: Policy, tokens: int) -> int:
+def kept(student: Policy, tokens: int, *, saving: bool) -> int:
     """Bytes of the tensors that a pass over one row saves for its backward, the model's own weights left out."""
     own = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
     found: dict[int, torch.Tensor] = {}
@@ -98,9 +98,8 @@ def kept(student: Policy, tokens: int) -> int:
         found.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        end = forward(student, [Tree.chain([(range(tokens), False)])])
-    del end
+    with saved_tensors_hooks(pack, lambda tensor: tensor), checkpointing(student, saving):
+        forward(student, [Tree.chain([(range(tokens), False)])])
     return sum(t.untyped_storage().nbytes() for place, t in found.items() if place not in own)
 
 
@@ -110,7 +109,12 @@ def test_activations_of_a_tiny_model(tiny: Policy, kind: str, dtype: torch.dtype
     settings = config(kind)
     student = add_student(policy(tiny, settings, dtype), rank=4, seed=0)
     AdapterOptimizer(student, lr=1e-3)
-    assert activations(settings, 200, rank=4, size=dtype.itemsize) == kept(student, 200)
+    assert activations(settings, 200, rank=4, size=dtype.itemsize) == kept(student, 200, saving=False)
+    inputs = 200 * settings.num_hidden_layers * settings.hidden_size * dtype.itemsize
+    assert kept(student, 200, saving=True) == inputs + 200 * 4 * (settings.hidden_size + 1)  # and the last norm
+    one_layer = activations(config(kind, num_hidden_layers=1), 200, rank=4, size=dtype.itemsize)
+    saved = activations(settings, 200, rank=4, size=dtype.itemsize, checkpointing=True)
+    assert saved == inputs + one_layer
 
 
 class Peak(TorchDispatchMode):
