@@ -96,6 +96,7 @@ def mechanism(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    from hero_mini import parallel
     from hero_mini.train import train
 
     values = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
@@ -103,8 +104,10 @@ def train(options: argparse.Namespace) -> None:
         values[name] = values[name] or getattr(SIZES[options.preset], name)
     config = TrainConfig(**values)
     out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
-    train(_policy(options), config, out, progress=True)
-    print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
+    writes = parallel.first()  # before a model is loaded: every process has to know its GPU
+    train(_policy(options), config, out, progress=writes)
+    if writes:
+        print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
 
 
 def eval(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hero_mini.models import Policy
+from hero_mini.parallel import add_up
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"
@@ -92,10 +93,11 @@ class AdapterOptimizer:
         self.max_grad_norm = max_grad_norm
 
     def step(self, lr: float | None = None) -> float:
-        """Apply the gathered gradients and clear them. Returns their norm before clipping."""
-        for name, p in self.weights.items():
-            self.masters[name].grad = None if p.grad is None else p.grad.float()
+        """Apply the gradients that all processes have gathered, and clear them. Returns their norm before clipping."""
+        for name, p in self.weights.items():  # a process without a micro-batch has no gradients
+            self.masters[name].grad = torch.zeros_like(self.masters[name]) if p.grad is None else p.grad.float()
             p.grad = None
+        add_up([master.grad for master in self.masters.values()])
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.max_grad_norm)
         for group in self.adam.param_groups:
             group["lr"] = lr if lr is not None else group["lr"]

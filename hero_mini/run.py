@@ -18,6 +18,7 @@ from hero_mini.envs import Task
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
+from hero_mini.parallel import first, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
@@ -41,6 +42,8 @@ class Run:
 
     def __init__(self, policy: Policy, config: TrainConfig, out: Path):
         self.config, self.out = config, out
+        if config.tasks < (processes := state().num_processes):
+            raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
         self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
@@ -51,7 +54,8 @@ class Run:
             before = {**asdict(TrainConfig()), **json.loads((out / "config.json").read_text())}
         if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
-        atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
+        if first():
+            atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
         if (out / "checkpoint.pt").exists():
             saved = torch.load(out / "checkpoint.pt", weights_only=False)
             self.rows = saved["rows"]
@@ -99,20 +103,23 @@ class Run:
             "no_contrast": without_contrast([r.reward for r in rollouts], [r.task_id for r in rollouts]),
             "env_turns": len(turns) + (self.rows[-1]["env_turns"] if self.rows else 0),
             **step,
-            **{f"tokens_{phase}": u.encoded for phase, u in usage.items()},
+            **totals({f"tokens_{phase}": u.encoded for phase, u in usage.items()}),
             **clock.seconds,
         }
         if self.ema:
             self.ema.follow(self.optimizer)
         self.rows.append(row)
-        atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        state = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
-        atomic_save(self.out / "checkpoint.pt", state)  # last: from here on the update counts as done
+        if first():
+            atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+            done = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
+            atomic_save(self.out / "checkpoint.pt", done)  # last: from here on the update counts as done
         return row
 
     def finish(self) -> None:
         """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
-        with writing(self.out):
-            self.student.model.save_pretrained(
-                self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
-            )
+        if first():
+            with writing(self.out):
+                self.student.model.save_pretrained(
+                    self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
+                )
+        state().wait_for_everyone()  # whoever goes on may read it
