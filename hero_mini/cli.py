@@ -77,6 +77,8 @@ def build_parser() -> Parser:
             sub.add_argument(
                 f"--{name.replace('_', '-')}", type=positive, default=default, help=f"(default: {default})"
             )
+        sub.add_argument("--url", help="of a vLLM server that samples instead of this process; see hero_mini/server.py")
+        sub.add_argument("--endpoint-model", help="what the model is called there (default: as --model says)")
 
     sub = command("rollout", commands.rollout, "Let the agent act and keep the episodes as JSON lines.")
     model_options(sub), work_options(sub, split="train")

@@ -28,8 +28,11 @@ def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
 
 def _limits(options: argparse.Namespace) -> dict:
     """What the command line says about every rollout."""
+    from hero_mini.server import Server
+
     names = ("max_turns", "max_action_tokens", "batch_size")
-    return {"progress": True, **{name: getattr(options, name) for name in names}}
+    server = Server(options.url, options.endpoint_model or options.model) if options.url else None
+    return {"progress": True, "server": server, **{name: getattr(options, name) for name in names}}
 
 
 def rollout(options: argparse.Namespace) -> None:
