@@ -65,8 +65,8 @@ def folder(tiny: Policy, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"arm": "oracle_hero", "updates": 3, "steps": 2, "max_tokens": 1},  # one rollout in a step: a process is idle
-        {"arm": "hero_grpo", "updates": 2, "steps": 1, "group": 2, "teacher": "ema", "max_tokens": 1000},
+        {"arm": "oracle_hero", "updates": 2, "steps": 2, "max_tokens": 1},  # one rollout in a step: a process is idle
+        {"arm": "full_demo", "updates": 2, "steps": 1, "group": 2, "teacher": "ema", "max_tokens": 3000},
     ],
 )
 def test_two_processes_have_the_numbers_of_one(folder: Path, tmp_path: Path, settings: dict) -> None:
