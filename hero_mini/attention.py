@@ -55,6 +55,10 @@ def tree_attention(
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         grouped = query.shape[1] != key.shape[1]
+        if grouped and mask is not None and query.device.type == "cuda":
+            # no fused kernel there takes a mask and grouped heads; the plain one would keep all (T, S) scores
+            shared = query.shape[1] // key.shape[1]
+            key, value, grouped = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), False
         return scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=grouped)
 
     if attention_mask is not None and queries >= BLOCK and query.device.type == "cpu" and not dropout:

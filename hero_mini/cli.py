@@ -72,6 +72,13 @@ def build_parser() -> Parser:
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
+        for name in ("max_turns", "max_action_tokens", "batch_size"):
+            default = getattr(TrainConfig, name)
+            sub.add_argument(
+                f"--{name.replace('_', '-')}", type=positive, default=default, help=f"(default: {default})"
+            )
+        sub.add_argument("--url", help="of a vLLM server that samples instead of this process; see hero_mini/server.py")
+        sub.add_argument("--endpoint-model", help="what the model is called there (default: as --model says)")
 
     sub = command("rollout", commands.rollout, "Let the agent act and keep the episodes as JSON lines.")
     model_options(sub), work_options(sub, split="train")
@@ -109,11 +116,13 @@ def build_parser() -> Parser:
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
     for field in fields(TrainConfig):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.type == "bool":
+            sub.add_argument(name, action="store_true", help="(default: no)")
+            continue
         kind = {"int": int, "float": float, "str": str}[str(field.type).split(" |")[0]]
         default = None if field.name in ("updates", "tasks") else field.default
-        sub.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=default, help=f"(default: {field.default})"
-        )
+        sub.add_argument(name, type=kind, default=default, help=f"(default: {field.default})")
     sub.add_argument("--out", type=Path, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
 
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
@@ -138,6 +147,19 @@ def build_parser() -> Parser:
     sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
     sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
     sub.add_argument("--data", type=Path, default=Path("figures/data"), help="where the tables go")
+
+    sub = command(
+        "memory",
+        commands.memory,
+        "What fits where: bytes of weights, adapter, cache and a training step, counted from a model's configuration.",
+    )
+    sub.add_argument("--model", help="the embedded model (default), a hub id, or a folder; without it, four known ones")
+    sub.add_argument("--context", type=positive, default=8000, help="tokens of an episode, prompt included")
+    for name in ("rank", "max_tokens"):
+        default = getattr(TrainConfig, name)
+        sub.add_argument(
+            f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
+        )
 
     sub = command("warmup", commands.warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")

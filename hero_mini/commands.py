@@ -23,7 +23,16 @@ def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
     from hero_mini.rollout import collect
 
     tasks = envs.make(options.env).tasks(options.split, options.n or SIZES[options.preset].rollouts)
-    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, progress=True)
+    return collect(policy, options.env, tasks, seed=options.seed, repeats=repeats, **_limits(options))
+
+
+def _limits(options: argparse.Namespace) -> dict:
+    """What the command line says about every rollout."""
+    from hero_mini.server import Server
+
+    names = ("max_turns", "max_action_tokens", "batch_size")
+    server = Server(options.url, options.endpoint_model or options.model) if options.url else None
+    return {"progress": True, "server": server, **{name: getattr(options, name) for name in names}}
 
 
 def rollout(options: argparse.Namespace) -> None:
@@ -90,6 +99,7 @@ def mechanism(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    from hero_mini import parallel
     from hero_mini.train import train
 
     values = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
@@ -97,8 +107,10 @@ def train(options: argparse.Namespace) -> None:
         values[name] = values[name] or getattr(SIZES[options.preset], name)
     config = TrainConfig(**values)
     out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
-    train(_policy(options), config, out, progress=True)
-    print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
+    writes = parallel.first()  # before a model is loaded: every process has to know its GPU
+    train(_policy(options), config, out, progress=writes)
+    if writes:
+        print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
 
 
 def eval(options: argparse.Namespace) -> None:
@@ -108,9 +120,8 @@ def eval(options: argparse.Namespace) -> None:
     from hero_mini.tables import write_table
 
     n = options.n or SIZES[options.preset].eval_tasks
-    rows = evaluate(
-        _policy(options), options.env, split=options.split, n_tasks=n, k=options.k, seed=options.seed, progress=True
-    ).assign(arm=options.label)
+    sample = {"split": options.split, "n_tasks": n, "k": options.k, "seed": options.seed}
+    rows = evaluate(_policy(options), options.env, **sample, **_limits(options)).assign(arm=options.label)
     kept = pd.read_csv(options.out) if options.out.exists() else rows.iloc[:0]
     kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
     table = pd.concat([kept, rows]) if len(kept) else rows
@@ -138,6 +149,17 @@ def study(options: argparse.Namespace) -> None:
     print(table.to_string(index=False))
     if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
         raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")
+
+
+def memory(options: argparse.Namespace) -> None:
+    from hero_mini.memory import KNOWN, fits, needs
+
+    models, settings = [options.model] if options.model else list(KNOWN), vars(options)
+    settings = {name: settings[name] for name in ("rank", "max_tokens")}
+    print(needs(models, **settings).round(2).to_string(index=False))
+    print(f"\nA training step, and how many rollouts of {options.context} tokens at once (half of it to be safe):")
+    table = fits(models, context=options.context, **settings)
+    print(table.to_string(index=False))
 
 
 def warmup(options: argparse.Namespace) -> None:

@@ -45,6 +45,8 @@ class TrainConfig:
     group: int = 1  # rollouts per task, G of the paper; GRPO needs at least 2
     budget: int | None = None  # turns in the environment after which no further update starts
     max_turns: int = 10
+    max_action_tokens: int = 96
+    batch_size: int = 64  # episodes in one cache while rolling out
     temperature: float = TEMPERATURE
     lr: float = 5e-4  # of the adapter; constant after three updates of warm-up
     steps: int = 6  # optimiser steps per update, each on its share of the rollouts
@@ -62,13 +64,15 @@ class TrainConfig:
     kl: float = 0.0  # weight of GRPO's KL to the frozen agent
     mix: float = 0.5  # GRPO's share where a teacher and the reward are mixed
     max_tokens: int = 4096  # padded tokens per forward pass
+    gradient_checkpointing: bool = False  # less memory, slower: see `lora.checkpointing`
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
-        for name in ("updates", "tasks", "group", "max_turns", "rank", "lr", "steps", "temperature", "clip"):
+        positive = "updates tasks group max_turns max_action_tokens batch_size rank lr steps temperature clip"
+        for name in positive.split():
             if getattr(self, name) <= 0:
                 raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
         if ARMS[self.arm].grpo and self.group < 2:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.grpo import advantages, kl_estimate, surrogate
-from hero_mini.lora import AdapterOptimizer, as_teacher
+from hero_mini.lora import AdapterOptimizer, as_teacher, checkpointing
 from hero_mini.losses import token_divergence, token_weights
 from hero_mini.models import Policy
+from hero_mini.parallel import share, totals
 from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import rng
@@ -53,8 +54,8 @@ def distil(
         for i, (rollout, advantage) in enumerate(zip(rollouts, _advantages(rollouts, config), strict=True))
     ]
     hinted = sum(len(one.hinted) for one in found) / sum(len(r.turns) for r in rollouts)
-    result = {"hinted": hinted, "loss": 0.0, "kl_teacher": 0.0, "grad_norm": 0.0}
-    result |= {"tokens_teaching": 0, "tokens_training": 0}
+    result = {"loss": 0.0, "kl_teacher": 0.0, "tokens_teaching": 0, "tokens_training": 0}
+    norm, steps = 0.0, 1
     found = [one for one in found if one.hinted or one.advantage]
     found = [one for one in found if config.outcomes in ("all", outcome(one.rollout))]
     if found:
@@ -64,10 +65,9 @@ def distil(
             _descend(student, found[step::steps], config, result)
             done = update * config.steps + step
             warm = min(1.0, (done + 1) / (3 * config.steps))  # Adam's first steps are large whatever the gradient
-            result["grad_norm"] += optimizer.step(config.lr * warm)
-        for name in ("loss", "kl_teacher", "grad_norm"):
-            result[name] /= steps
-    return result
+            norm += optimizer.step(config.lr * warm)
+    result = totals(result) | {"grad_norm": norm, "hinted": hinted}
+    return result | {name: result[name] / steps for name in ("loss", "kl_teacher", "grad_norm")}
 
 
 def lesson(
@@ -98,17 +98,18 @@ def _advantages(rollouts: Sequence[Rollout], config: TrainConfig) -> list[float]
 
 
 def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, result: dict[str, float]) -> None:
-    """Gather the gradient of one optimiser step and add its numbers to `result`."""
+    """Gather this process's share of the gradient of one optimiser step, and add its numbers to `result`."""
     taught = sum(bool(one.hinted) for one in lessons)
     tokens = sum(len(turn.token_ids) for one in lessons for turn in one.rollout.turns)
-    for group in batches([one.teacher or one.student for one in lessons], config.max_tokens):
+    for group in share(list(batches([one.teacher or one.student for one in lessons], config.max_tokens))):
         chosen = [lessons[i] for i in group]
         told = [one for one in chosen if one.teacher is not None]
         target = None
         if told:
             with as_teacher(student, config.teacher) as teacher, torch.no_grad():
                 target = forward(teacher, [one.teacher for one in told])
-        scored = forward(student, [one.student for one in chosen])
+        with checkpointing(student, config.gradient_checkpointing):
+            scored = forward(student, [one.student for one in chosen])
         loss = scored.logprobs.sum() * 0.0
         if target is not None:
             divergence, gap = _distillation(scored, target, chosen, taught, config)

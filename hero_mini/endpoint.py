@@ -6,8 +6,20 @@ import http.client
 import json
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
 
 from hero_mini.runtime import HeroError
+
+
+def post(where: str, body: dict[str, Any], api_key: str, timeout: float) -> Any:
+    """The JSON that comes back for some JSON.
+
+    raises OSError (among them urllib's HTTPError), http.client.HTTPException, ValueError
+    """
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    request = urllib.request.Request(where, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return json.load(answer)
 
 
 def chat(
@@ -19,12 +31,9 @@ def chat(
     raises HeroError: the endpoint cannot be reached, or its answer is not a chat completion
     """
     body = {"model": model, "messages": list(messages), "temperature": 0}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
-    where = f"{url.rstrip('/')}/chat/completions"
     try:
-        request = urllib.request.Request(where, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            text = json.load(answer)["choices"][0]["message"]["content"]
+        answer = post(f"{url.rstrip('/')}/chat/completions", body, api_key, timeout)
+        text = answer["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise ValueError("the answer holds no text")
     except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as problem:

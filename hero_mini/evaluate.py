@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hero_mini import envs
-from hero_mini.config import TEMPERATURE
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
@@ -23,15 +23,14 @@ def evaluate(
     n_tasks: int = 200,
     k: int = 1,
     seed: int = 0,
-    max_turns: int = 10,
-    temperature: float = TEMPERATURE,
-    progress: bool = False,
+    **settings: Any,
 ) -> pd.DataFrame:
-    """A row per rollout (see `rollout_rows`) of every task k times. The tasks do not depend on the seed."""
+    """A row per rollout (see `rollout_rows`) of every task k times. The tasks do not depend on the seed.
+
+    settings: as for `rollout.collect`
+    """
     tasks = envs.make(env).tasks(split, n_tasks)
-    rollouts = collect(
-        policy, env, tasks, seed=seed, temperature=temperature, max_turns=max_turns, repeats=k, progress=progress
-    )
+    rollouts = collect(policy, env, tasks, seed=seed, repeats=k, **settings)
     return rollout_rows(rollouts).assign(seed=seed)
 
 

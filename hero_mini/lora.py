@@ -10,12 +10,16 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hero_mini.models import Policy
+from hero_mini.parallel import add_up
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"
@@ -60,6 +64,23 @@ def as_teacher(policy: Policy, teacher: str) -> Iterator[Policy]:
         yield policy
 
 
+@contextmanager
+def checkpointing(policy: Policy, wanted: bool) -> Iterator[None]:
+    """For a pass with gradients, if `wanted`: each layer keeps its input alone and is computed again in the backward.
+
+    transformers does so in a layer in training mode; the modules inside stay in evaluation mode, without dropout.
+    """
+    layers = [m for m in policy.model.modules() if wanted and isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
+
+
 class AdapterOptimizer:
     """AdamW on float32 copies of the adapter: a bf16 weight would swallow steps below its last digit."""
 
@@ -72,10 +93,11 @@ class AdapterOptimizer:
         self.max_grad_norm = max_grad_norm
 
     def step(self, lr: float | None = None) -> float:
-        """Apply the gathered gradients and clear them. Returns their norm before clipping."""
-        for name, p in self.weights.items():
-            self.masters[name].grad = None if p.grad is None else p.grad.float()
+        """Apply the gradients that all processes have gathered, and clear them. Returns their norm before clipping."""
+        for name, p in self.weights.items():  # a process without a micro-batch has no gradients
+            self.masters[name].grad = torch.zeros_like(self.masters[name]) if p.grad is None else p.grad.float()
             p.grad = None
+        add_up([master.grad for master in self.masters.values()])
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.max_grad_norm)
         for group in self.adam.param_groups:
             group["lr"] = lr if lr is not None else group["lr"]

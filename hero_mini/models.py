@@ -38,6 +38,7 @@ class Policy:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    warmed_up: bool = True  # has learnt how a diagnosis is written; any other reflector is told
 
     def __post_init__(self) -> None:
         missing = [token for token in (START, END) if token not in self.tokenizer.get_added_vocab()]
@@ -73,12 +74,23 @@ class Policy:
         """Ids of plain text; a control token spelt out in it becomes ordinary pieces."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
-    def header(self, role: str = "assistant") -> list[int]:
-        """Ids of `<|im_start|>{role}\\n`, after which the role speaks."""
-        return [self.tokenizer.convert_tokens_to_ids(START), *self.encode(f"{role}\n")]
+    @cached_property
+    def template(self) -> str:
+        """The chat template, of which we read only two dialects of ChatML; empty without one."""
+        return str(self.tokenizer.chat_template or "")
+
+    def header(self) -> list[int]:
+        """Ids of `<|im_start|>assistant\\n`, after which the policy speaks.
+
+        A model that can think aloud (Qwen3) is told not to, in its own way: its thought is over before it begins.
+        """
+        thought = "<think>\n\n</think>\n\n" if "enable_thinking" in self.template else ""
+        return [self.tokenizer.convert_tokens_to_ids(START), *self.encode(f"assistant\n{thought}")]
 
     def message(self, role: str, text: str) -> list[int]:
-        """Ids of `<|im_start|>{role}\\n{text}<|im_end|>\\n`."""
+        """Ids of `<|im_start|>{role}\\n{text}<|im_end|>\\n`; a tool speaks as the user's `<tool_response>` to Qwen."""
+        if role == "tool" and "<tool_response>" in self.template:
+            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
         start = self.tokenizer.convert_tokens_to_ids(START)
         return [start, *self.encode(f"{role}\n{text}"), self.eos_id, *self.newline]
 
@@ -121,7 +133,8 @@ def load_policy(
         parameter.data = parameter.data.to(kind)
     network.config.dtype = kind
     network.name_or_path = name  # peft writes it into adapters trained on this policy
-    return Policy(network.to(target).eval(), tokenizer, name)
+    warmed_up = WARMUP.as_posix() in {Path(where).as_posix() for where, _ in adapters}
+    return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
 
 
 def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -130,8 +130,13 @@ def ask_about(policy: Policy, rollout: Rollout, t: int) -> list[int]:
 
 
 def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
-    """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers."""
+    """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers.
+
+    A policy without our warm-up is told first how a diagnosis is written.
+    """
     heard = [i for segment, _ in segments(policy, rollout) for i in segment]
+    if not policy.warmed_up:
+        heard += policy.message("system", f"You will be asked about every turn. Answer with one line:\n{FORM}")
     said = []
     for t in range(len(rollout.turns)):
         answer = yield heard + ask_about(policy, rollout, t)
@@ -183,9 +188,10 @@ def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: floa
     return lambda rollouts: [parse_reflection(ask(r), r.actions) for r in rollouts]
 
 
-INSTRUCTIONS = f"""After the episode, diagnose every turn of the agent on a line of its own, in this form:
-<turn>: <verdict>, <cause>. Better: <the action that would have been right>
+FORM = f"""<verdict>, <cause>. Better: <the action that would have been right>
 Verdicts: {", ".join(VERDICTS)}. Cause and correction are left out where the turn was necessary."""
+INSTRUCTIONS = f"""After the episode, diagnose every turn of the agent on a line of its own, in this form:
+<turn>: {FORM}"""
 
 
 def shuffled(reflections: Sequence[Reflection], draw) -> list[Reflection]:

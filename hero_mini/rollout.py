@@ -9,15 +9,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hero_mini import envs
-from hero_mini.config import TEMPERATURE
+from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError, atomic_write, rng
+
+if TYPE_CHECKING:
+    from hero_mini.server import Server
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,20 @@ def collect(
     temperature: float = TEMPERATURE,
     top_p: float = 1.0,
     greedy: bool = False,
-    max_turns: int = 10,
-    max_action_tokens: int = 96,
-    batch_size: int = 64,
+    max_turns: int = TrainConfig.max_turns,
+    max_action_tokens: int = TrainConfig.max_action_tokens,
+    batch_size: int = TrainConfig.batch_size,
     repeats: int = 1,
     usage: Usage | None = None,
     progress: bool = False,
+    server: Server | None = None,
 ) -> list[Rollout]:
     """Roll out every task `repeats` times: all repeats of the first task, then of the second, and so on.
 
     env: a name, or a function that makes a fresh environment; one is made per episode
-    raises HeroError: no tasks, or a context that does not fit into the model; ValueError: an argument out of range
+    server: who samples instead of this process
+    raises HeroError: no tasks, a context that does not fit into the model, or a server that gives no token ids;
+        ValueError: an argument out of range
     """
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
     for name, value in {"max_turns": max_turns, "repeats": repeats}.items():
@@ -168,7 +174,7 @@ def collect(
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
     make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env
     runs = [(task, repeat) for task in tasks for repeat in range(repeats)]
-    return converse(
+    return (server.converse if server else converse)(
         policy,
         [
             lambda task=task, repeat=repeat: episode(

@@ -7,23 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from hero_mini import envs
+from hero_mini.config import TrainConfig
 from hero_mini.envs import Task
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
+from hero_mini.parallel import first, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
-
-if TYPE_CHECKING:
-    from hero_mini.config import TrainConfig
 
 
 class Clock:
@@ -44,17 +42,20 @@ class Run:
 
     def __init__(self, policy: Policy, config: TrainConfig, out: Path):
         self.config, self.out = config, out
+        if config.tasks < (processes := state().num_processes):
+            raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
         self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
         described = {**asdict(config), "model": policy.name}
-        asked = json.dumps(described, indent=1) + "\n"
-        if (out / "config.json").exists() and (out / "config.json").read_text() != asked:
-            before = json.loads((out / "config.json").read_text())
-            changed = ", ".join(f"{k} was {before.get(k)!r}" for k in described if described[k] != before.get(k))
+        before = dict(described)
+        if (out / "config.json").exists():  # an older run does not name settings that came later: it had their defaults
+            before = {**asdict(TrainConfig()), **json.loads((out / "config.json").read_text())}
+        if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
-        atomic_write(out / "config.json", asked)
+        if first():
+            atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
         if (out / "checkpoint.pt").exists():
             saved = torch.load(out / "checkpoint.pt", weights_only=False)
             self.rows = saved["rows"]
@@ -102,20 +103,23 @@ class Run:
             "no_contrast": without_contrast([r.reward for r in rollouts], [r.task_id for r in rollouts]),
             "env_turns": len(turns) + (self.rows[-1]["env_turns"] if self.rows else 0),
             **step,
-            **{f"tokens_{phase}": u.encoded for phase, u in usage.items()},
+            **totals({f"tokens_{phase}": u.encoded for phase, u in usage.items()}),
             **clock.seconds,
         }
         if self.ema:
             self.ema.follow(self.optimizer)
         self.rows.append(row)
-        atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        state = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
-        atomic_save(self.out / "checkpoint.pt", state)  # last: from here on the update counts as done
+        if first():
+            atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+            done = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
+            atomic_save(self.out / "checkpoint.pt", done)  # last: from here on the update counts as done
         return row
 
     def finish(self) -> None:
         """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
-        with writing(self.out):
-            self.student.model.save_pretrained(
-                self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
-            )
+        if first():
+            with writing(self.out):
+                self.student.model.save_pretrained(
+                    self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
+                )
+        state().wait_for_everyone()  # whoever goes on may read it

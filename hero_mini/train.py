@@ -1,6 +1,7 @@
 """One loop for every arm: roll out, reflect, score, distil, log.
 
-An arm is a choice of teacher context and of where its diagnoses come from, see `config.ARMS`.
+An arm is a choice of teacher context and of where its diagnoses come from, see `config.ARMS`. Several processes can
+share the work, see `parallel`: each acts on its `share` of the tasks, and `gather` gives all of them everything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hero_mini.demos import demonstrations
 from hero_mini.distil import distil
 from hero_mini.lora import as_teacher
 from hero_mini.models import Policy
+from hero_mini.parallel import gather, share
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage, collect
 from hero_mini.run import Clock, Run
@@ -27,7 +29,7 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
     """Train a student of `policy` and return it; the folder `out` gets config.json, metrics.csv and adapter/.
 
     A run that was killed goes on after its last whole update, with the numbers of an uninterrupted run.
-    raises HeroError: `out` holds a run with another configuration
+    raises HeroError: `out` holds a run with another configuration, or there are more processes than tasks
     """
     run = Run(policy, config, Path(out))
     arm, student = ARMS[config.arm], run.student
@@ -37,20 +39,23 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
             break
         clock, usage = Clock(), {"acting": Usage(), "reflecting": Usage()}
         # 1 roll out
-        rollouts = collect(
+        own = collect(
             student,
             config.env,
-            run.tasks(update),
+            share(run.tasks(update)),
             seed=run.rollout_seed(update),
             temperature=config.temperature,
             max_turns=config.max_turns,
+            max_action_tokens=config.max_action_tokens,
+            batch_size=config.batch_size,
             repeats=config.group,
             usage=usage["acting"],
         )
+        rollouts = gather(own)
         clock.lap("acting")
         # 2 reflect, as the agent was before training: a student that trains on actions alone forgets how
         with as_teacher(student, "frozen") as reflector:
-            reflections = reflect_on(reflector, rollouts, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
+            reflections = reflect_on(reflector, own, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
         clock.lap("reflecting")
         # 3 score and 4 distil
         demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
@@ -67,9 +72,12 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
 def reflect_on(
     policy: Policy, rollouts: Sequence[Rollout], arm: Arm, draw: random.Random, usage: Usage
 ) -> list[Reflection]:
-    """Diagnoses of finished rollouts as the arm wants them; empty ones in an arm without a reflector."""
+    """Diagnoses of all processes' rollouts as the arm wants them; empty ones in an arm without a reflector.
+
+    rollouts: this process's own
+    """
     if arm.reflector is None:
-        return [Reflection((None,) * len(r.turns), "") for r in rollouts]
+        return gather([Reflection((None,) * len(r.turns), "") for r in rollouts])
     reflector = reflect.oracle if arm.reflector == "oracle" else reflect.self_reflector(policy, usage=usage)
-    reflections = reflector(rollouts)
+    reflections = gather(reflector(rollouts))
     return reflect.shuffled(reflections, draw) if arm.shuffled else reflections

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from hero_mini import attention
 from hero_mini.attention import blocks, tree_attention
@@ -50,6 +51,17 @@ def test_equals_sdpa(tiny: Policy, block: int, mask: str) -> None:
         results[name] = [logits.detach(), *(weight.grad.clone() for weight in tiny.model.parameters())]
     for ours, theirs in zip(results[attention.NAME], results["sdpa"], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_repeated_keys_stand_where_grouped_heads_look_for_them() -> None:
+    """What a GPU does with a mask and grouped heads (see `attend`), on a CPU, which needs no such detour."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 9, 8, generator=draw) for heads in (6, 2, 2))
+    grouped = scaled_dot_product_attention(query, key, value, tree_masks(), enable_gqa=True)
+    repeated = scaled_dot_product_attention(
+        query, key.repeat_interleave(3, 1), value.repeat_interleave(3, 1), tree_masks()
+    )
+    torch.testing.assert_close(repeated, grouped)
 
 
 def test_a_cache_changes_nothing(tiny: Policy, block: int) -> None:

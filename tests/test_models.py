@@ -150,7 +150,9 @@ def test_adapter_on_top_of_the_warm_up(folder: Path, tmp_path: Path, monkeypatch
     warm = load_policy(dtype="float32")
     assert warm.name == warm.model.name_or_path == "tiny+warmup"
     trained = make_adapter(warm.model, warm.name, tmp_path / "trained")
-    assert load_policy(adapter=trained, dtype="float32").name == "tiny+warmup+trained"
+    agent = load_policy(adapter=trained, dtype="float32")
+    assert agent.name == "tiny+warmup+trained"
+    assert agent.warmed_up and warm.warmed_up and not plain.warmed_up
 
 
 # --- folders that are no model ---------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from hero_mini import envs
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.demos import demonstrations
 from hero_mini.distil import distil
-from hero_mini.lora import AdapterOptimizer, add_student
+from hero_mini.lora import AdapterOptimizer, add_student, checkpointing
 from hero_mini.losses import token_divergence
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, oracle
@@ -41,7 +41,9 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model says nothing worth 96 tokens."""
-    monkeypatch.setattr(hero_mini.train, "collect", partial(collect, max_action_tokens=8))
+    monkeypatch.setattr(
+        hero_mini.train, "collect", lambda *which, **how: collect(*which, **how | {"max_action_tokens": 8})
+    )
     monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_DIAGNOSIS", 4)
 
 
@@ -114,7 +116,7 @@ def test_seeds_and_updates_have_tasks_of_their_own(tiny: Policy, tmp_path: Path,
 
     def noted(policy, env, tasks, **settings):
         seen.append((settings["seed"], [t.id for t in tasks]))
-        return collect(policy, env, tasks, max_action_tokens=2, **settings)
+        return collect(policy, env, tasks, **settings | {"max_action_tokens": 2})
 
     monkeypatch.setattr(hero_mini.train, "collect", noted)
     for seed in (0, 1):
@@ -188,6 +190,18 @@ def test_another_configuration_is_refused(tiny: Policy, tmp_path: Path, change: 
     assert all(torch.equal(before[n], value) for n, value in adapter(tmp_path).items())
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(tiny: Policy, tmp_path: Path) -> None:
+    config = replace(SMALL, updates=1, tasks=1, max_turns=1)
+    train(tiny, config, tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["gradient_checkpointing"], told["batch_size"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(HeroError, match="batch_size was 64"):
+        train(tiny, replace(config, batch_size=2), tmp_path)
+    train(tiny, config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 64
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -259,6 +273,41 @@ def test_the_student_moves_to_its_teacher(tiny: Policy, rollouts: list[Rollout],
     config, diagnoses = replace(SMALL, divergence=divergence), [r.diagnoses for r in oracle(rollouts)]
     losses = [distil(student, optimizer, rollouts, diagnoses, config, update)["loss"] for update in range(12)]
     assert losses[-1] < 0.7 * losses[0], losses
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema", "live"])
+@pytest.mark.parametrize("arm", ["oracle_hero", "hero_grpo"])
+def test_checkpointing_changes_no_gradient(
+    tiny: Policy, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch, teacher: str, arm: str
+) -> None:
+    """In float64, over trees long enough for our attention's blocks, with the KL to the frozen agent in between."""
+    found = []
+    tiny.model.double()
+    pair = [replace(r, task_id=rollouts[0].task_id) for r in (replace(rollouts[0], reward=1.0), rollouts[1])]
+    diagnoses = [r.diagnoses for r in oracle(pair)]
+    for wanted in (False, True):
+        student = add_student(tiny, rank=4, seed=0, ema=teacher == "ema")
+        optimizer = AdapterOptimizer(student, lr=5e-3)
+        with torch.no_grad():
+            for p in optimizer.weights.values():  # B = 0 would hide half of the gradient
+                p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
+        kept = lambda lr, own=optimizer: found.append([p.grad.clone() for p in own.weights.values()]) or 0.0  # noqa: E731
+        monkeypatch.setattr(optimizer, "step", kept)
+        settings = {"arm": arm, "group": 2, "teacher": teacher, "kl": 0.1, "gradient_checkpointing": wanted}
+        distil(student, optimizer, pair, diagnoses, replace(SMALL, **settings), update=9)
+    plain, saving = found
+    assert all(p.dtype == torch.float64 for p in plain) and any(p.abs().max() > 1e-6 for p in plain)
+    for a, b in zip(plain, saving, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_checkpointing_ends_with_its_pass_and_turns_no_dropout_on(tiny: Policy) -> None:
+    student = add_student(tiny, rank=4, seed=0)
+    with checkpointing(student, True):
+        assert {type(m).__name__ for m in student.model.modules() if m.training} == {"LlamaDecoderLayer"}
+    assert not any(m.training for m in student.model.modules())
+    with checkpointing(student, False):
+        assert not any(m.training for m in student.model.modules())
 
 
 # --- the other arms --------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def parse_action(text: str) -> Action:
     """
     if len(text) > MAX_ACTION_CHARS:
         return Action("", {}, f"Error: action longer than {MAX_ACTION_CHARS} characters")
-    text = text.strip()
+    text = text.strip().removeprefix("<tool_call>").removesuffix("</tool_call>").strip()  # as Qwen wraps its calls
     if not text:
         return Action("", {}, "Error: empty action")
     if text.startswith("{"):

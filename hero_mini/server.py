@@ -1,0 +1,134 @@
+"""Rollouts from a server: step 1 on vLLM (0.10.2 or later), or on another server with the same two extensions.
+
+    vllm serve Qwen/Qwen3-4B-Instruct-2507 --enable-lora --lora-modules hero=runs/hero-retail-0/adapter
+    python -m hero_mini rollout --model Qwen/Qwen3-4B-Instruct-2507 --url http://localhost:8000/v1 --endpoint-model hero
+
+Text never travels: the completions endpoint is asked with token ids and, by `return_token_ids`, answers with the ids
+that it sampled, so that training scores exactly these. Their log-probabilities are vLLM's `raw_logprobs`, its default:
+those of the model itself, whatever temperature and bans a token was drawn with, as in `generate`. The server must hold
+the weights of the local policy, of which only tokenizer and configuration are used here. `train` does not use it: the
+server would have to load the adapter of every update.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import time
+import urllib.error
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from hero_mini.config import TrainConfig
+from hero_mini.endpoint import post
+from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin
+from hero_mini.models import Policy
+from hero_mini.runtime import HeroError
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a policy is served."""
+
+    url: str  # up to the version, for example http://localhost:8000/v1
+    model: str  # as the server calls it
+    api_key: str = ""
+    timeout: float = 600.0  # seconds for one answer
+
+    def converse(
+        self,
+        policy: Policy,
+        dialogues: Sequence[Callable[[], Dialogue[T]]],
+        draws: Sequence[random.Random],
+        *,
+        shared: Sequence[int],
+        sampling: Sampling,
+        batch_size: int = TrainConfig.batch_size,
+        usage: Usage | None = None,
+        progress: str = "",
+    ) -> list[T]:
+        """`generate.converse` with the server's tokens: at most `batch_size` requests at a time.
+
+        The server keeps the beginnings that it has read, so `shared` needs no care; a draw is the seed of a request.
+        raises HeroError: see `answer`
+        """
+        started, usage = time.perf_counter(), usage if usage is not None else Usage()
+        fixed = self._settings(policy, sampling)
+        upcoming = (begin(place, *pair, ()) for place, pair in enumerate(zip(dialogues, draws, strict=True)))
+        results: dict[int, T] = {}
+        asked: dict[Future[Answer], Row] = {}
+        with (
+            tqdm(total=len(dialogues), disable=not progress, desc=progress) as bar,
+            ThreadPoolExecutor(batch_size) as pool,  # requests alone run there; environments share this thread
+        ):
+
+            def ask(row: Row | None) -> None:
+                if row is not None:
+                    asked[pool.submit(self.answer, row.chunk, fixed | {"seed": row.draw.getrandbits(31)})] = row
+
+            for _ in range(min(batch_size, len(dialogues))):
+                ask(next(upcoming))
+            while asked:
+                for future in wait(asked, return_when=FIRST_COMPLETED).done:
+                    row, answer = asked.pop(future), future.result()
+                    usage.generated += len(answer.ids)
+                    usage.steps += 1
+                    try:
+                        row.chunk = [*row.chunk, *answer.ids, *row.dialogue.send(answer)]
+                    except StopIteration as end:
+                        results[row.place] = end.value
+                        usage.encoded += len(row.chunk) + len(answer.ids)
+                        bar.update()
+                        row = next(upcoming, None)
+                    ask(row)
+        usage.seconds += time.perf_counter() - started
+        return [results[place] for place in range(len(dialogues))]
+
+    def _settings(self, policy: Policy, sampling: Sampling) -> dict[str, Any]:
+        """What is the same in all requests."""
+        return {
+            "model": self.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": 0.0 if sampling.greedy else sampling.temperature,
+            "top_p": sampling.top_p,
+            "stop_token_ids": [policy.eos_id],
+            "logit_bias": {str(i): -100 for i in banned_ids(policy).tolist()},
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
+
+    def answer(self, prompt: Sequence[int], settings: dict[str, Any]) -> Answer:
+        """The server's answer to one context.
+
+        raises HeroError: it cannot be reached, refuses (an unknown model, a context that is too long), or leaves out
+        token ids or log-probabilities
+        """
+        body = {"prompt": list(prompt), **settings}
+        try:
+            (choice,) = post(f"{self.url.rstrip('/')}/completions", body, self.api_key, self.timeout)["choices"]
+            ids, told = choice.get("token_ids"), choice.get("logprobs")
+            logprobs = told and told.get("token_logprobs")
+        except urllib.error.HTTPError as refusal:
+            raise HeroError(f"the server at {self.url} refuses {self.model!r}: {_reason(refusal)}") from refusal
+        except (OSError, http.client.HTTPException) as problem:
+            raise HeroError(f"no server answers at {self.url} ({problem}); start it, or check the address") from problem
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise HeroError(f"what answers at {self.url} is no completions endpoint; check the address") from problem
+        if not ids:
+            raise HeroError(f"the server at {self.url} gives no token ids: take vLLM 0.10.2 or later")
+        if not logprobs or len(logprobs) != len(ids) or None in logprobs:
+            raise HeroError(f"the server at {self.url} gives no log-probability per token; allow logprobs there")
+        return Answer(tuple(ids), tuple(logprobs))
+
+
+def _reason(refusal: urllib.error.HTTPError) -> str:
+    """The server's own words, or its status."""
+    try:
+        return str(json.load(refusal)["error"]["message"]).rstrip(".") + "; check the model's name and the settings"
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return f"status {refusal.code}; check the address, the model's name and the key"
