@@ -27,8 +27,8 @@ reproduce: $(READY)
 
 test: $(READY) $(SITE_READY)
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q -m "not real"
-	$(PY) -m pytest -q -m real
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not real"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m real --durations=12
 
 lab: $(READY)
 	$(PY) -m jupyter lab notebooks
