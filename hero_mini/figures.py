@@ -192,7 +192,7 @@ def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) 
         ax.set_title(f"{name}: sum {row.sum():+.2f} nats", loc="left", fontsize=10)
         ax.set_ylabel("nats")
         ax.set_xticks(range(len(tokens)), [])
-    words = [t.replace("\n", "⏎").replace("■", "[end]").replace("$", r"\$") for t in tokens]
+    words = [t.replace("\n", "⏎").replace("$", r"\$") for t in tokens]
     readable = ["".join(c if c.isprintable() else "·" for c in word) for word in words]
     axes[-1].set_xticks(range(len(tokens)), readable, rotation=90, family="monospace", fontsize=9)
     return fig

@@ -270,13 +270,17 @@ def _tokens(turn: Turn, edge: Sequence[float] | None, policy: Policy | None) -> 
         mean = None if edge is None else float(np.mean([float(e) for e in edge]))
         return _shaded(turn.action, mean, "" if mean is None else f"mean log π_T − log π_S = {mean:+.2f} nats")
     spans = []
-    for j, (token, logprob) in enumerate(zip(turn.token_ids, turn.logprobs, strict=True)):
-        piece = "■" if token == policy.eos_id else policy.decode([token])
+    for j, (piece, logprob) in enumerate(zip(pieces(policy, turn), turn.logprobs, strict=True)):
         value = None if edge is None else float(edge[j])
         title = f"p = {np.exp(logprob):.3f}"
         title += "" if value is None else f", log π_T − log π_S = {value:+.2f} nats"
         spans.append(_shaded(piece, value, title))
     return "".join(spans)
+
+
+def pieces(policy: Policy, turn: Turn) -> list[str]:
+    """The tokens of an action as text; stopping is a token, too."""
+    return ["[end]" if token == policy.eos_id else policy.decode([token]) for token in turn.token_ids]
 
 
 def _shaded(text: str, value: float | None, title: str) -> str:

@@ -56,12 +56,28 @@ class Run:
             raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
         if first():
             atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
-        if (out / "checkpoint.pt").exists():
-            saved = torch.load(out / "checkpoint.pt", weights_only=False)
+        self.restore()
+
+    def restore(self) -> None:
+        """Back to the last whole update, where there is one."""
+        if (self.out / "checkpoint.pt").exists():
+            saved = torch.load(self.out / "checkpoint.pt", weights_only=False)
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
             if self.ema:
                 self.ema.load_state(saved["ema"])
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """The trained agent is written; after a keyboard interrupt, that of the last whole update."""
+        if kind is KeyboardInterrupt:
+            self.restore()
+        if kind is None or (kind is KeyboardInterrupt and self.rows):
+            self.save()
+        if kind is None:
+            state().wait_for_everyone()  # whoever goes on may read it
 
     @property
     def updates_done(self) -> int:
@@ -115,11 +131,10 @@ class Run:
             atomic_save(self.out / "checkpoint.pt", done)  # last: from here on the update counts as done
         return row
 
-    def finish(self) -> None:
+    def save(self) -> None:
         """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
         if first():
             with writing(self.out):
                 self.student.model.save_pretrained(
                     self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
                 )
-        state().wait_for_everyone()  # whoever goes on may read it

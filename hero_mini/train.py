@@ -28,44 +28,44 @@ from hero_mini.runtime import rng
 def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:
     """Train a student of `policy` and return it; the folder `out` gets config.json, metrics.csv and adapter/.
 
-    A run that was killed goes on after its last whole update, with the numbers of an uninterrupted run.
+    A run that was killed goes on after its last whole update, with the numbers of an uninterrupted run. One that was
+    interrupted by hand leaves the agent of that update in adapter/, too.
     raises HeroError: `out` holds a run with another configuration, or there are more processes than tasks
     """
-    run = Run(policy, config, Path(out))
-    arm, student = ARMS[config.arm], run.student
-    bar = tqdm(range(run.updates_done, config.updates), desc=config.arm, disable=not progress)
-    for update in bar:
-        if run.budget_spent:
-            break
-        clock, usage = Clock(), {"acting": Usage(), "reflecting": Usage()}
-        # 1 roll out
-        own = collect(
-            student,
-            config.env,
-            share(run.tasks(update)),
-            seed=run.rollout_seed(update),
-            temperature=config.temperature,
-            max_turns=config.max_turns,
-            max_action_tokens=config.max_action_tokens,
-            batch_size=config.batch_size,
-            repeats=config.group,
-            usage=usage["acting"],
-        )
-        rollouts = gather(own)
-        clock.lap("acting")
-        # 2 reflect, as the agent was before training: a student that trains on actions alone forgets how
-        with as_teacher(student, "frozen") as reflector:
-            reflections = reflect_on(reflector, own, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
-        clock.lap("reflecting")
-        # 3 score and 4 distil
-        demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
-        step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update, demos)
-        step["sibling_demos"] = sum(demo in rollouts for demo in demos or []) / len(rollouts)
-        clock.lap("distilling")
-        # 5 log
-        row = run.log(update, rollouts, reflections, step, usage, clock)
-        bar.set_postfix(success=f"{row['success']:.2f}", turns=f"{row['turns']:.1f}", loss=f"{row['loss']:.3f}")
-    run.finish()
+    with Run(policy, config, Path(out)) as run:
+        arm, student = ARMS[config.arm], run.student
+        bar = tqdm(range(run.updates_done, config.updates), desc=config.arm, disable=not progress)
+        for update in bar:
+            if run.budget_spent:
+                break
+            clock, usage = Clock(), {"acting": Usage(), "reflecting": Usage()}
+            # 1 roll out
+            own = collect(
+                student,
+                config.env,
+                share(run.tasks(update)),
+                seed=run.rollout_seed(update),
+                temperature=config.temperature,
+                max_turns=config.max_turns,
+                max_action_tokens=config.max_action_tokens,
+                batch_size=config.batch_size,
+                repeats=config.group,
+                usage=usage["acting"],
+            )
+            rollouts = gather(own)
+            clock.lap("acting")
+            # 2 reflect, as the agent was before training: a student that trains on actions alone forgets how
+            with as_teacher(student, "frozen") as reflector:
+                reflections = reflect_on(reflector, own, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
+            clock.lap("reflecting")
+            # 3 score and 4 distil
+            demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
+            step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update, demos)
+            step["sibling_demos"] = sum(demo in rollouts for demo in demos or []) / len(rollouts)
+            clock.lap("distilling")
+            # 5 log
+            row = run.log(update, rollouts, reflections, step, usage, clock)
+            bar.set_postfix(success=f"{row['success']:.2f}", turns=f"{row['turns']:.1f}", loss=f"{row['loss']:.3f}")
     return student
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -60,3 +62,16 @@ def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Policy:
         model = LlamaForCausalLM(config).eval()
     model.name_or_path = "tiny"
     return Policy(model, tiny_tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The machine's own Chromium, driven by playwright; nothing is downloaded."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `site` is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found)
+        yield started
+        started.close()

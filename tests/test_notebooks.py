@@ -51,7 +51,11 @@ def test_a_misspelt_parameter_is_refused(path):
 
 @pytest.mark.real
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_a_notebook_runs_with_the_smoke_preset(path, tmp_path):
+def test_a_notebook_runs_and_prints_the_committed_numbers(path, tmp_path):
+    """Twice with the smoke preset: by papermill, then by nbval on the same folder, so that nothing is sampled again.
+
+    nbval compares the marked cells with what is committed: what they print must not depend on the preset.
+    """
     page = nbformat.read(execute(executed(path), tmp_path, {"preset": "smoke", "out": str(tmp_path)}), as_version=4)
     failed = [
         c.id
@@ -61,16 +65,10 @@ def test_a_notebook_runs_with_the_smoke_preset(path, tmp_path):
         and any(o.output_type == "error" for o in c.outputs)
     ]
     assert not failed
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_printed_numbers_are_the_committed_ones(path, tmp_path):
-    """nbval compares the marked cells of a copy that runs the smoke preset: what they print must not depend on it."""
-    page = nbformat.read(executed(path), as_version=4)
+    page = nbformat.read(path, as_version=4)
     at = next(i for i, c in enumerate(page.cells) if "parameters" in tags(c))
     page.cells.insert(at + 1, nbformat.v4.new_code_cell(f"preset, out = 'smoke', {str(tmp_path)!r}"))
-    copy = tmp_path / path.name
+    copy = tmp_path / f"checked_{path.name}"
     nbformat.write(page, copy)
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -23,11 +22,9 @@ from hero_mini.runtime import HeroError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 INSTALL = "the extra `site` is not installed: pip install -e '.[site]'"
 needs_site = pytest.mark.skipif(bool(site.missing()), reason=INSTALL)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated. Check CHANGES")  # the theme, about Sphinx
-SIZES = {390: "a phone", 1280: "a laptop"}  # CSS pixels
 
 
 # --- a small repository ----------------------------------------------------------------------------------------------
@@ -164,17 +161,6 @@ def test_internal_links_resolve_and_nothing_is_fetched(built, pages):
 
 # --- in Chromium -----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason=INSTALL)
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def served(built: Path) -> Iterator[str]:
     """The address of a plain server of the site on this machine."""
 
@@ -190,10 +176,9 @@ def served(built: Path) -> Iterator[str]:
 
 @pytest.mark.real
 @needs_site
-@pytest.mark.parametrize("width", SIZES, ids=SIZES.values())
-@pytest.mark.parametrize("place", ["disk", "server"])
+@pytest.mark.parametrize("place, width", [("disk", 390), ("server", 1280)], ids=["a phone", "a laptop"])
 def test_pages_open_without_complaint_and_fit(browser, built, served, pages, place, width):
-    """No error in the console, no failed request, none to another address, no page wider than the screen."""
+    """No error in the console, no failed request, none to another address, no page wider than its screen."""
     base = built.as_uri() if place == "disk" else served
     with contextlib.closing(browser.new_context(viewport={"width": width, "height": 800})) as context:
         tab, faults = context.new_page(), []

@@ -63,7 +63,7 @@ def adapter(out: Path) -> dict[str, Tensor]:
     return load_file(out / "adapter" / "adapter_model.safetensors")
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, error: type[BaseException] = Killed) -> None:
     """Let the function with this dotted name die instead of its call number `call`, counted from 0."""
     where, attribute = name.rsplit(".", 1)
     module = __import__(where, fromlist=["_"]) if where != "peft.PeftModel" else PeftModel
@@ -72,7 +72,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     def dies(*args, **kwargs):
         calls.append(0)
         if len(calls) == call + 1:
-            raise Killed
+            raise error
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(module, attribute, dies)
@@ -163,6 +163,20 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     pd.testing.assert_frame_equal(metrics(parts), metrics(whole), check_exact=True)
     assert metrics(whole)["update"].tolist() == [0, 1, 2] and metrics(whole)["loss"].nunique() == 3
     one, two = adapter(whole), adapter(parts)
+    assert set(one) == set(two) and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_an_interrupted_run_leaves_the_agent_of_its_last_whole_update(
+    tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train(tiny, replace(SMALL, updates=2), whole)
+    for call in (0, 2):  # in the first update, where there is nothing yet, and in the third
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            kill_at(patch, "hero_mini.train.collect", call, KeyboardInterrupt)
+            train(tiny, SMALL, part)
+        assert (part / "adapter").exists() == (call > 0)
+    one, two = adapter(whole), adapter(part)
     assert set(one) == set(two) and all(torch.equal(one[n], two[n]) for n in one)
 
 

@@ -1,0 +1,101 @@
+"""A training to watch in a running Jupyter: curves that grow, a stop button, and the agent before and after."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+
+import ipywidgets as widgets
+import pandas as pd
+
+from hero_mini import envs, figures, nb
+from hero_mini.config import TrainConfig
+from hero_mini.models import Policy, load_policy
+from hero_mini.rollout import collect
+
+EVERY = 1.0  # seconds between two looks at the metrics
+
+
+class LiveTraining:
+    """A training in a process of its own, so that the notebook stays free; `box` is what to display.
+
+    Stop is a keyboard interrupt: it leaves the agent of the last whole update in `out`, and Train goes on from there.
+
+    policy: the agent before training;  model: what it was loaded from, for the other process
+    """
+
+    def __init__(self, policy: Policy, config: TrainConfig, out: str | Path, *, model: str = "default"):
+        self.policy, self.config, self.out, self.model = policy, config, Path(out), model
+        self.process: subprocess.Popen | None = None
+        self.train = widgets.Button(description="Train", icon="play")
+        self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.state = widgets.HTML(f"{config.updates} updates of {config.tasks} tasks")
+        self.curves, self.episodes = widgets.Image(format="png"), widgets.HBox()
+        self.train.on_click(lambda _: self.begin())
+        self.stop.on_click(lambda _: self.interrupt())
+        self.box = widgets.VBox([widgets.HBox([self.train, self.stop, self.state]), self.curves, self.episodes])
+
+    def command(self) -> list[str]:
+        """The training as a command: whatever differs from the defaults."""
+        default, options = asdict(TrainConfig()), []
+        for name, value in asdict(self.config).items():
+            if value != default[name] or name in ("updates", "tasks"):
+                options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        command = [sys.executable, "-m", "hero_mini", "train", "--model", self.model]
+        return [*command, *options, "--out", str(self.out)]
+
+    def begin(self) -> threading.Thread:
+        """Start or go on, watched from a thread, which is returned."""
+        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.train.disabled, self.stop.disabled = True, False
+        self.state.value = "The model is being loaded…"
+        watcher = threading.Thread(target=self.watch, daemon=True)
+        watcher.start()
+        return watcher
+
+    def interrupt(self) -> None:
+        """What the stop button does."""
+        self.stop.disabled = True
+        self.state.value = "Stopping…"
+        self.process.send_signal(signal.SIGINT)
+
+    def watch(self) -> None:
+        """Follow the process until it ends, then let both agents play."""
+        complaint = None
+        while complaint is None:
+            try:
+                complaint = self.process.communicate(timeout=EVERY)[1]
+            except subprocess.TimeoutExpired:
+                self.draw()
+        done = self.draw()
+        self.train.disabled, self.stop.disabled = done == self.config.updates, True
+        if self.process.returncode not in (0, 130):  # 130: interrupted
+            self.state.value = f"<b>It stopped:</b> {escape(complaint.strip().splitlines()[-1])}"
+        elif done:
+            self.compare()
+
+    def draw(self) -> int:
+        """The curves as far as they have come; returns the number of whole updates."""
+        file = self.out / "metrics.csv"
+        metrics = pd.read_csv(file) if file.exists() else pd.DataFrame()
+        if len(metrics):
+            rows = metrics.assign(arm=self.config.arm, seed=self.config.seed)
+            self.curves.value = figures.render(figures.learning_curves(rows, ("success", "turns", "loss")))
+            self.state.value = f"{len(metrics)} of {self.config.updates} updates"
+        return len(metrics)
+
+    def compare(self) -> None:
+        """The first held-out task, by the agent before and after."""
+        (task,) = envs.make(self.config.env).tasks("test", 1)
+        agents = {"before": self.policy, "after": load_policy(self.model, adapter=self.out / "adapter")}
+        shown = []
+        for name, agent in agents.items():
+            (rollout,) = collect(agent, self.config.env, [task], seed=self.config.seed, max_turns=self.config.max_turns)
+            html = nb.trajectory_html(rollout, policy=agent)
+            shown.append(widgets.HTML(f"<b>{name}</b>{html}", layout=widgets.Layout(width="50%")))
+        self.episodes.children = shown
