@@ -110,12 +110,16 @@ def training_utilisation(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
 
 def peak_memory() -> Row:
     """The most memory this process has held so far, over the 6 GB that it may hold."""
+    return Row.of("peak_memory_of_6_GB", [peak_bytes() / (MEMORY_GB * 1e9)])
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far."""
     import resource  # not on Windows
     import sys
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Row.of("peak_memory_of_6_GB", [peak / (MEMORY_GB * 1e9)])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # --- what they compare -----------------------------------------------------------------------------------------------
