@@ -35,7 +35,7 @@ class LiveTraining:
         self.train = widgets.Button(description="Train", icon="play")
         self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.state = widgets.HTML(f"{config.updates} updates of {config.tasks} tasks")
-        self.curves, self.episodes = widgets.Image(format="png"), widgets.HBox()
+        self.curves, self.episodes = widgets.HBox(), widgets.HBox()
         self.train.on_click(lambda _: self.begin())
         self.stop.on_click(lambda _: self.interrupt())
         self.box = widgets.VBox([widgets.HBox([self.train, self.stop, self.state]), self.curves, self.episodes])
@@ -85,7 +85,8 @@ class LiveTraining:
         metrics = pd.read_csv(file) if file.exists() else pd.DataFrame()
         if len(metrics):
             rows = metrics.assign(arm=self.config.arm, seed=self.config.seed)
-            self.curves.value = figures.render(figures.learning_curves(rows, ("success", "turns", "loss")))
+            picture = figures.render(figures.learning_curves(rows, ("success", "turns", "loss")))
+            self.curves.children = [widgets.Image(value=picture, format="png")]
             self.state.value = f"{len(metrics)} of {self.config.updates} updates"
         return len(metrics)
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from hero_mini import envs, explore, live, nb
@@ -14,7 +15,7 @@ from hero_mini.config import TrainConfig
 from hero_mini.demos import expert_run
 from hero_mini.explore import Credit, explorer
 from hero_mini.live import LiveTraining
-from hero_mini.models import Policy
+from hero_mini.models import Policy, load_policy
 from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.runtime import rng
 from hero_mini.warmup import WarmupConfig, scripted_episode
@@ -136,7 +137,7 @@ def test_it_grows_and_can_be_stopped(tiny: Policy, tmp_path: Path, monkeypatch) 
     watcher = made.begin()
     while "2 of 3" not in made.state.value:
         assert watcher.is_alive()
-    assert made.curves.value and made.train.disabled and not made.stop.disabled
+    assert made.curves.children and made.train.disabled and not made.stop.disabled
     made.stop.click()
     watcher.join(20)
     assert not watcher.is_alive() and made.process.returncode == 130
@@ -158,3 +159,23 @@ def test_before_and_after(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
     made.compare()
     assert [box.value.split("</b>")[0] for box in made.episodes.children] == ["<b>before", "<b>after"]
     assert all("retail/test/0" in box.value for box in made.episodes.children)
+
+
+def test_a_real_training_is_stopped_and_goes_on(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(live, "EVERY", 0.05)
+    model, out = tmp_path / "tiny", tmp_path / "run"
+    tiny.model.save_pretrained(model)
+    tiny.tokenizer.save_pretrained(model)
+    config = TrainConfig(arm="oracle_hero", updates=25, tasks=1, max_turns=2, max_action_tokens=8, rank=4)
+    made = LiveTraining(load_policy(model), config, out, model=str(model))
+    watcher = made.begin()
+    while " of 25" not in made.state.value:
+        assert watcher.is_alive(), made.state.value
+    made.stop.click()
+    watcher.join(60)
+    done = len(pd.read_csv(out / "metrics.csv"))
+    assert 0 < done < 25 and (out / "adapter" / "adapter_model.safetensors").exists()
+    assert len(made.episodes.children) == 2 and not made.train.disabled
+    made.begin().join(120)
+    assert made.state.value == "25 of 25 updates" and made.train.disabled
+    assert pd.read_csv(out / "metrics.csv")["update"].tolist() == list(range(25))
