@@ -72,11 +72,7 @@ def build_parser() -> Parser:
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
-        for name in ("max_turns", "max_action_tokens", "batch_size"):
-            default = getattr(TrainConfig, name)
-            sub.add_argument(
-                f"--{name.replace('_', '-')}", type=positive, default=default, help=f"(default: {default})"
-            )
+        as_in_train(sub, "max_turns", "max_action_tokens", "batch_size")
         sub.add_argument("--url", help="of a vLLM server that samples instead of this process; see hero_mini/server.py")
         sub.add_argument("--endpoint-model", help="what the model is called there (default: as --model says)")
 
@@ -155,11 +151,7 @@ def build_parser() -> Parser:
     )
     sub.add_argument("--model", help="the embedded model (default), a hub id, or a folder; without it, four known ones")
     sub.add_argument("--context", type=positive, default=8000, help="tokens of an episode, prompt included")
-    for name in ("rank", "max_tokens"):
-        default = getattr(TrainConfig, name)
-        sub.add_argument(
-            f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
-        )
+    as_in_train(sub, "rank", "max_tokens")
 
     sub = command("warmup", commands.warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
@@ -185,6 +177,15 @@ def build_parser() -> Parser:
     )
     sub.add_argument("--out", type=Path, default=Path("runs/student"), help="folder of the copies")
     return parser
+
+
+def as_in_train(sub: Parser, *names: str) -> None:
+    """Options for some settings of a training, with its defaults."""
+    for name in names:
+        default = getattr(TrainConfig, name)
+        sub.add_argument(
+            f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
+        )
 
 
 def positive(text: str) -> int:

@@ -49,6 +49,10 @@ class Credit:
         """The edges of one turn's tokens by context."""
         return {context: turns[t] for context, turns in self.edges.items() if turns[t] is not None}
 
+    def sums(self, t: int) -> str:
+        """The credit of one turn under every context, in words."""
+        return ", ".join(f"{context} {sum(edge):+.2f}" for context, edge in self.of_turn(t).items())
+
     def most_blamed(self) -> int:
         """The turn that the teacher with the diagnoses likes least; the first if there is no diagnosis."""
         sums = {t: sum(edge) for t, edge in enumerate(self.edges["hero"]) if edge is not None}
@@ -72,10 +76,10 @@ def explore(policy: Policy, rollout: Rollout, reflection: Reflection) -> None:
         display(explorer(credit))
         return
     t = credit.most_blamed()
-    sums = ", ".join(f"{context} {sum(edge):+.2f}" for context, edge in credit.of_turn(t).items())
+    action, sums = rollout.turns[t].action, credit.sums(t)
     nb.show(
         credit.figure(t),
-        alt=f"Credit per token of turn {t + 1}, {rollout.turns[t].action}, under three contexts. Sums in nats: {sums}.",
+        alt=f"Credit per token of turn {t + 1}, {action}, under three contexts. Sums in nats: {sums}.",
     )
 
 
@@ -98,8 +102,7 @@ def explorer(credit: Credit) -> widgets.VBox:
     def draw() -> None:
         now, t = shown["credit"], turn.value - 1
         said.value, picture.value = now.html(context.value), figures.render(now.figure(t))
-        sums = ", ".join(f"{name} {sum(edge):+.2f}" for name, edge in now.of_turn(t).items())
-        note.value = f"Turn {t + 1}, log π_T − log π_S in nats: {sums}"
+        note.value = f"Turn {t + 1}, log π_T − log π_S in nats: {now.sums(t)}"
 
     def fill(_: object = None) -> None:
         diagnosis = shown["credit"].diagnoses[turn.value - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,15 @@ def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Policy:
         model = LlamaForCausalLM(config).eval()
     model.name_or_path = "tiny"
     return Policy(model, tiny_tokenizer, "tiny")
+
+
+@pytest.fixture
+def folder(tiny: Policy, tmp_path: Path) -> Path:
+    """A model folder as save_pretrained writes it."""
+    where = tmp_path / "tiny"
+    tiny.model.save_pretrained(where)
+    tiny.tokenizer.save_pretrained(where)
+    return where
 
 
 @pytest.fixture(scope="session")

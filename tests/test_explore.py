@@ -89,7 +89,7 @@ def test_another_task_is_acted_and_reflected_on(credit: Credit) -> None:
     assert any("retail/train/1" in shown for shown in pictures(box) if isinstance(shown, str))
 
 
-def test_the_picture_stands_still_without_a_kernel(credit: Credit, monkeypatch, capsys) -> None:
+def test_the_picture_stands_still_without_a_kernel(credit: Credit, monkeypatch) -> None:
     shown = []
     monkeypatch.setattr(nb, "show", lambda figure, alt: shown.append(alt))
     explore.explore(credit.policy, credit.rollout, oracle([credit.rollout])[0])
@@ -161,13 +161,11 @@ def test_before_and_after(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
     assert all("retail/test/0" in box.value for box in made.episodes.children)
 
 
-def test_a_real_training_is_stopped_and_goes_on(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
+def test_a_real_training_is_stopped_and_goes_on(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(live, "EVERY", 0.05)
-    model, out = tmp_path / "tiny", tmp_path / "run"
-    tiny.model.save_pretrained(model)
-    tiny.tokenizer.save_pretrained(model)
+    out = tmp_path / "run"
     config = TrainConfig(arm="oracle_hero", updates=25, tasks=1, max_turns=2, max_action_tokens=8, rank=4)
-    made = LiveTraining(load_policy(model), config, out, model=str(model))
+    made = LiveTraining(load_policy(folder), config, out, model=str(folder))
     watcher = made.begin()
     while " of 25" not in made.state.value:
         assert watcher.is_alive(), made.state.value
