@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hero_mini.models import Policy
 from hero_mini.parallel import add_up
+from hero_mini.runtime import HeroError
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"
@@ -46,6 +48,20 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> P
 def student_weights(model: PeftModel) -> dict[str, Tensor]:
     """The trainable tensors of the student by name, in a fixed order."""
     return {name: p for name, p in model.named_parameters() if f".{STUDENT}." in name}
+
+
+def load_student(student: Policy, folder: str | Path) -> None:
+    """Copy a saved adapter into the student.
+
+    raises HeroError: it cannot be read, or was made for another model or rank
+    """
+    try:
+        report = set_peft_model_state_dict(student.model, load_peft_weights(str(folder), device="cpu"), STUDENT)
+    except Exception as error:  # safetensors, peft and torch each have their own kinds
+        reason = str(error).strip().splitlines()[0]
+        raise HeroError(f"Training cannot go on from {folder} ({reason}): check the folder and the rank.") from error
+    if report.unexpected_keys:
+        raise HeroError(f"The adapter {folder} was made for another model than {student.name}.")
 
 
 @contextmanager

@@ -2,18 +2,20 @@
 
 Everything a run leaves behind lies in its folder, so a study that was interrupted skips what is finished and goes on
 with what is not. All studies share the folder of a preset and of the warm-up adapter they start from, so that no run is
-made twice and none of another adapter is counted. The results are gathered into tidy tables with their provenance:
+made twice and none of another adapter is counted. Runs of which only the tables are there, as in a fresh clone, are
+taken from the tables. The results are gathered into tidy tables with their provenance:
 
-    figures/data/<study>.csv          a row per held-out rollout: arm, variant, seed, env, task, success, turns, ...
-    figures/data/<study>_curves.csv   a row per update: arm, variant, seed, and every column of metrics.csv
+    figures/data/<study>.csv          a row per held-out rollout: COLUMNS, task, success, turns, ...
+    figures/data/<study>_curves.csv   a row per update: COLUMNS, and every column of metrics.csv
     figures/data/<study>_ability.csv  a row per item of `ability.general_ability`, where a study asks for it
-    .json twins of all                commit, versions, and the commands of every run
+    .json twins of all                commit, versions, adapter, and per run its commands with their minutes
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -26,9 +28,11 @@ from filelock import FileLock, Timeout
 
 from hero_mini.config import SIZES, Sizes, sizes
 from hero_mini.runtime import HeroError, atomic_write, nearest
-from hero_mini.tables import write_table
+from hero_mini.tables import origin, write_table
 
 ADAPTER = Path(__file__).parent / "adapters/warmup/adapter_model.safetensors"
+SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
+COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
 Setting = tuple[str, str | int | float]
 
 
@@ -70,6 +74,15 @@ class Job:
         if self.ability:
             who = ["--label", self.arm, "--seed", str(self.seed)]
             found.append(["ability", *adapter, *who, "--out", str(folder / "ability.csv")])
+        return found
+
+    def files(self) -> list[tuple[str, str, str]]:
+        """What a finished run leaves for the tables: suffix of the table, file, environment it is about."""
+        found = [("", f"eval-{env}-{self.split}.csv", env) for env in self.tests]
+        if self.arm != "base":
+            found.append(("_curves", "metrics.csv", self.env))
+        if self.ability:
+            found.append(("_ability", "ability.csv", ""))
         return found
 
 
@@ -150,7 +163,7 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
     raises HeroError: unknown study, or another process is working in the same folder
     """
     planned, size = jobs(name, preset), SIZES[preset]
-    folder = runs / f"{preset}-{hashlib.sha256(ADAPTER.read_bytes()).hexdigest()[:8]}"
+    folder = runs / f"{preset}-{_adapter()}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -158,6 +171,7 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
     except Timeout as problem:
         raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
     with lock:
+        restore(planned, folder, data, preset)
         print(plan(planned, folder, size).to_string(index=False), flush=True)
         rows = []
         for number, job in enumerate(planned, 1):
@@ -189,14 +203,16 @@ def time_left(planned: pd.DataFrame) -> str:
 def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:
     """Train and evaluate one run in processes of their own, but for what is done already; status and minutes."""
     own, steps = folder / job.name, _steps(folder / job.name)
-    for arguments in job.commands(own, size):
-        if (key := _key(arguments, own)) in steps:
-            continue
+    left = [a for a in job.commands(own, size) if _key(a, own) not in steps]
+    if steps and any("--adapter" in a for a in left) and not (own / "adapter").exists():
+        shutil.rmtree(own)  # only its tables were here: what is left needs the agent, too
+        steps, left = {}, job.commands(own, size)
+    for arguments in left:
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "hero_mini", *arguments], check=False)
         if done.returncode:
             return {"status": f"failed: {arguments[0]} ended with status {done.returncode}", "minutes": 0.0}
-        steps[key] = round((time.perf_counter() - started) / 60, 1)
+        steps[_key(arguments, own)] = round((time.perf_counter() - started) / 60, 1)
         atomic_write(own / "steps.json", json.dumps(steps, indent=1) + "\n")
     return {"status": "finished", "minutes": minutes_of(job, folder, size)}
 
@@ -214,30 +230,51 @@ def _steps(own: Path) -> dict[str, float]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _adapter() -> str:
+    """What tells one warm-up adapter from another."""
+    return hashlib.sha256(ADAPTER.read_bytes()).hexdigest()[:8]
+
+
 def _key(arguments: Sequence[str], own: Path) -> str:
     """A command without the place of its folder."""
     return " ".join(arguments).replace(str(own), ".")
 
 
+def restore(planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
+    """Give runs of which `data` has the tables, made with this preset and adapter, their folders again."""
+    for name in STUDIES:
+        about = origin(data / f"{name}.csv")
+        if (about.get("preset"), about.get("adapter")) != (preset, _adapter()):
+            continue
+        paths = {suffix: data / f"{name}{suffix}.csv" for suffix in SUFFIXES}
+        tables = {suffix: pd.read_csv(path).fillna({"env": ""}) for suffix, path in paths.items() if path.exists()}
+        for job in planned:
+            own = folder / job.name
+            if job.name not in about["runs"] or (own / "steps.json").exists():
+                continue
+            for suffix, file, env in job.files():
+                if suffix in tables:
+                    rows = tables[suffix][tables[suffix]["run"] == job.name]
+                    rows = rows[rows["env"] == env].drop(columns=COLUMNS).dropna(axis=1, how="all")
+                    atomic_write(own / file, rows.to_csv(index=False))
+            atomic_write(own / "steps.json", json.dumps(about["runs"][job.name], indent=1) + "\n")
+
+
 def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
     """Write the tables of all finished runs, and where they come from, to `data`."""
-    results, curves, abilities, commands, size = [], [], [], {}, sizes(preset)
+    found: dict[str, list[pd.DataFrame]] = {suffix: [] for suffix in SUFFIXES}
+    finished, size = {}, sizes(preset)
     for job in planned:
         own = folder / job.name
         if minutes_of(job, folder, size) is None:
             continue
-        commands[job.name] = ["python -m hero_mini " + " ".join(a) for a in job.commands(Path("runs", job.name), size)]
-        told = {"arm": job.arm, "variant": job.variant, "seed": job.seed}
-        for env in job.tests:
-            table = pd.read_csv(own / f"eval-{env}-{job.split}.csv").drop(columns=["arm", "seed"])
-            results.append(pd.DataFrame({**told, "env": env}, index=table.index).join(table))
-        if (own / "metrics.csv").exists():
-            table = pd.read_csv(own / "metrics.csv")
-            curves.append(pd.DataFrame(told, index=table.index).join(table))
-        if job.ability:
-            table = pd.read_csv(own / "ability.csv").drop(columns=["arm", "seed"])
-            abilities.append(pd.DataFrame(told, index=table.index).join(table))
-    about = {"command": f"python -m hero_mini study {name} --preset {preset}", "runs": commands}
-    for suffix, tables in {"": results, "_curves": curves, "_ability": abilities}.items():
+        finished[job.name] = {_key(a, own): _steps(own)[_key(a, own)] for a in job.commands(own, size)}
+        for suffix, file, env in job.files():
+            table = pd.read_csv(own / file).drop(columns=COLUMNS, errors="ignore")
+            told = (job.name, job.arm, job.variant, job.env, job.seed, env)
+            found[suffix].append(pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index).join(table))
+    about = {"command": f"python -m hero_mini study {name} --preset {preset}"}
+    about |= {"preset": preset, "adapter": _adapter(), "runs": finished}
+    for suffix, tables in found.items():
         if tables:
             write_table(data / f"{name}{suffix}.csv", pd.concat(tables), **about)

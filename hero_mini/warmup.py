@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hero_mini import envs
 from hero_mini.envs.base import Action, Task
-from hero_mini.lora import AdapterOptimizer, add_student
+from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, play
@@ -40,6 +40,7 @@ class WarmupConfig:
     """What the warm-up teaches and for how long."""
 
     envs: tuple[str, ...] = ("retail",)  # worlds, in turn
+    start: str | None = None  # folder of an adapter to go on from; None: a fresh one
     episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
@@ -201,12 +202,15 @@ def weighted_nll(policy: Policy, group: Sequence[Example]) -> torch.Tensor:
 
 
 def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, progress: bool = True) -> None:
-    """Teach the three skills to a fresh adapter of `policy` and write it to the folder `out`.
+    """Teach the three skills to an adapter of `policy` and write it to the folder `out`, in bf16.
 
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
+    raises HeroError: the checkpoint has other settings, or the adapter of `config.start` does not fit
     """
     config = config or WarmupConfig()
     student = add_student(policy, rank=config.rank, seed=config.seed)
+    if config.start:
+        load_student(student, config.start)
     optimizer = AdapterOptimizer(student, lr=config.lr)
     checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch
@@ -229,5 +233,6 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         bar.set_postfix(nll=f"{loss:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0:
             atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
-    student.model.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub
+    weights = {name: p.bfloat16() for name, p in student_weights(student.model).items()}
+    student.model.save_pretrained(out, state_dict=weights, save_embedding_layers=False)  # else peft asks the hub
     checkpoint.unlink(missing_ok=True)

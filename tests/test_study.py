@@ -42,7 +42,7 @@ class Processes:
         out = Path(option["--out"])
         out.parent.mkdir(parents=True, exist_ok=True)
         if arguments[0] == "train":
-            out.mkdir(exist_ok=True)
+            (out / "adapter").mkdir(parents=True, exist_ok=True)
             table = pd.DataFrame({"update": range(int(option["--updates"])), "success": 0.5})
             table.to_csv(out / "metrics.csv", index=False)
         elif arguments[0] == "ability":
@@ -71,12 +71,13 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     assert len(done) == 9 and (done["status"] == "finished").all()
     rows = pd.read_csv(tmp_path / "data/hero_retail.csv", keep_default_na=False)
     assert rows.groupby(["arm", "seed"]).size().tolist() == [200] * 9
-    assert set(rows["variant"]) == {""} and set(rows["env"]) == {"retail"}
+    assert set(rows["variant"]) == {""} and set(rows["env"]) == {"retail"} == set(rows["trained_on"])
     curves = pd.read_csv(tmp_path / "data/hero_retail_curves.csv")
     assert curves.groupby(["arm", "seed"]).size().tolist() == [6] * 6  # the base agent is not trained
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
     assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
-    assert kept["runs"]["base-retail-0"][0].startswith("python -m hero_mini eval --env retail --split test --n 200")
+    (command,) = kept["runs"]["base-retail-0"]
+    assert command.startswith("eval --env retail --split test --n 200")
 
 
 def test_time_left_is_told_once_every_arm_was_timed(tmp_path: Path) -> None:
@@ -107,6 +108,36 @@ def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None
 
 def test_runs_of_another_warm_up_do_not_count(processes: Processes, tmp_path: Path, monkeypatch) -> None:
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
+    (tmp_path / "adapter").write_bytes(b"another")
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert len(processes.started) == 10
+
+
+def test_a_study_goes_on_from_its_tables(processes: Processes, tmp_path: Path) -> None:
+    """The folder of the runs is lost, as in a fresh clone: what the tables hold is not made again."""
+    data = tmp_path / "data"
+    processes.kill_at = 5
+    with pytest.raises(Killed):
+        study("hero_retail", "full", runs=tmp_path / "lost", data=data)
+    begun = len(processes.started)
+    study("hero_retail", "full", runs=tmp_path / "runs", data=data)
+    assert len(processes.started) == begun + 15 - 3  # of base and hero nothing; the interrupted run begins again
+    study("hero_retail", "full", runs=tmp_path / "whole", data=tmp_path / "other")
+    for name in ("hero_retail.csv", "hero_retail_curves.csv"):
+        assert (data / name).read_text() == (tmp_path / "other" / name).read_text()
+
+
+def test_what_needs_a_lost_agent_is_trained_again(processes: Processes, tmp_path: Path) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "lost", data=tmp_path / "data")
+    processes.started.clear()
+    study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")  # asks for the general ability as well
+    names = [a[0] if a[0] != "train" else a[2] for a in processes.started]
+    assert names[:4] == ["ability", "hero", "eval", "ability"]
+
+
+def test_tables_of_another_warm_up_are_not_gone_on_from(processes: Processes, tmp_path: Path, monkeypatch) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "lost", data=tmp_path / "data")
     monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
     (tmp_path / "adapter").write_bytes(b"another")
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
