@@ -143,6 +143,9 @@ def build_parser() -> Parser:
     sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
     sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
     sub.add_argument("--data", type=Path, default=Path("figures/data"), help="where the tables go")
+    sub.add_argument("--engine", default="local", choices=("local", "ray"), help="a run at a time, or a Ray cluster")
+    sub.add_argument("--cpus", type=positive, help="ray: cores of a run (default: as many as are here)")
+    sub.add_argument("--gpus", type=float, default=0, help="ray: GPUs of a run")
 
     sub = command(
         "memory",
@@ -156,6 +159,8 @@ def build_parser() -> Parser:
     sub = command("warmup", commands.warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
+    sub.add_argument("--envs", nargs="+", choices=ENVS, help="their worlds, in turn")
+    sub.add_argument("--start", help="an adapter to go on from (default: a fresh one)")
     sub.add_argument("--seed", type=int, default=0)
 
     command("report", commands.report, "Recompute claims.csv, the figures, and the tables of README and teaching.md.")

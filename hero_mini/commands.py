@@ -143,9 +143,13 @@ def ability(options: argparse.Namespace) -> None:
 
 
 def study(options: argparse.Namespace) -> None:
+    from functools import partial
+
+    from hero_mini.engines import local, on_ray
     from hero_mini.study import study
 
-    table = study(options.name, options.preset, runs=options.runs, data=options.data)
+    engine = local if options.engine == "local" else partial(on_ray, cpus=options.cpus, gpus=options.gpus)
+    table = study(options.name, options.preset, runs=options.runs, data=options.data, engine=engine)
     print(table.to_string(index=False))
     if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
         raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")
@@ -168,7 +172,9 @@ def warmup(options: argparse.Namespace) -> None:
     from hero_mini.models import WARMUP, load_policy
     from hero_mini.warmup import WarmupConfig, warm_up
 
-    config = replace(WarmupConfig(), seed=options.seed)
+    config = replace(WarmupConfig(), seed=options.seed, start=options.start)
+    if options.envs:
+        config = replace(config, envs=tuple(options.envs))
     if options.episodes:
         config = replace(config, episodes=options.episodes)
     warm_up(load_policy(adapter=None), options.out or WARMUP, config)

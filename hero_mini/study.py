@@ -21,12 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from hero_mini.config import SIZES, Sizes, sizes
+from hero_mini.engines import local
 from hero_mini.runtime import HeroError, atomic_write, nearest
 from hero_mini.tables import origin, write_table
 
@@ -131,6 +133,15 @@ def _groups_retail(size: Sizes) -> list[Job]:
     return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
 
 
+def _worlds(size: Sizes) -> list[Job]:
+    trained = [(env, seed) for seed in range(size.seeds) for env in ("webshop", "retail", "airline")]
+    every = ("retail", "airline", "webshop")
+    return [
+        *(Job("base", seed, tests=every) for seed in range(size.seeds)),
+        *(Job("hero", seed, env=env, tests=every) for env, seed in trained),
+    ]
+
+
 def _grid_retail(size: Sizes) -> list[Job]:
     grid: list[tuple[str, tuple[Setting, ...]]] = [
         ("base", ()),
@@ -145,6 +156,7 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "retail": _retail,  # every arm
     "ablations_retail": _ablations_retail,  # one setting changed at a time
     "groups_retail": _groups_retail,  # rollouts per task
+    "worlds": _worlds,  # HERO on each world, tested on all of them
     "grid_retail": _grid_retail,  # settings, chosen on the validation split
 }
 
@@ -156,14 +168,15 @@ def jobs(name: str, preset: str) -> list[Job]:
     return STUDIES[name](sizes(preset))
 
 
-def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
+def study(name: str, preset: str, *, runs: Path, data: Path, engine: Callable = local) -> pd.DataFrame:
     """Do what is left of a study and gather what is there; returns a row per run: name, status, minutes.
 
+    engine: works on the runs, see `engines`
     status: "finished", or what went wrong; a run that failed is tried again when the study is started again
     raises HeroError: unknown study, or another process is working in the same folder
     """
     planned, size = jobs(name, preset), SIZES[preset]
-    folder = runs / f"{preset}-{_adapter()}"
+    folder = runs.resolve() / f"{preset}-{_adapter()}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -173,12 +186,19 @@ def study(name: str, preset: str, *, runs: Path, data: Path) -> pd.DataFrame:
     with lock:
         restore(planned, folder, data, preset)
         print(plan(planned, folder, size).to_string(index=False), flush=True)
-        rows = []
-        for number, job in enumerate(planned, 1):
+        left = [job for job in planned if minutes_of(job, folder, size) is None]
+
+        def begin(job: Job) -> None:
+            number = planned.index(job) + 1
             print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder, size))}", flush=True)
-            rows.append({"run": job.name, **run(job, folder, size)})
+
+        found = {}
+        gather(name, planned, folder, data, preset)
+        for job, outcome in engine(left, partial(run, folder=folder, size=size), begin):
+            found[job] = outcome
             gather(name, planned, folder, data, preset)
-    return pd.DataFrame(rows)
+    done = {job: {"status": "finished", "minutes": minutes_of(job, folder, size)} for job in planned} | found
+    return pd.DataFrame([{"run": job.name, **outcome} for job, outcome in done.items()])
 
 
 def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
@@ -242,22 +262,30 @@ def _key(arguments: Sequence[str], own: Path) -> str:
 
 def restore(planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
     """Give runs of which `data` has the tables, made with this preset and adapter, their folders again."""
+    wanted = {job.name for job in planned}
     for name in STUDIES:
         about = origin(data / f"{name}.csv")
         if (about.get("preset"), about.get("adapter")) != (preset, _adapter()):
             continue
         paths = {suffix: data / f"{name}{suffix}.csv" for suffix in SUFFIXES}
-        tables = {suffix: pd.read_csv(path).fillna({"env": ""}) for suffix, path in paths.items() if path.exists()}
-        for job in planned:
+        text = {"variant": str, "env": str}
+        tables = {
+            suffix: pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+            for suffix, path in paths.items()
+            if path.exists()
+        }
+        for job in (job for job in jobs(name, preset) if job.name in wanted):
             own = folder / job.name
-            if job.name not in about["runs"] or (own / "steps.json").exists():
-                continue
+            here, known = _steps(own), about["runs"].get(job.name, {})
+            if known.items() <= here.items() or any(here.get(key, spent) != spent for key, spent in known.items()):
+                continue  # nothing new, or another training of the same run
             for suffix, file, env in job.files():
                 if suffix in tables:
-                    rows = tables[suffix][tables[suffix]["run"] == job.name]
-                    rows = rows[rows["env"] == env].drop(columns=COLUMNS).dropna(axis=1, how="all")
-                    atomic_write(own / file, rows.to_csv(index=False))
-            atomic_write(own / "steps.json", json.dumps(about["runs"][job.name], indent=1) + "\n")
+                    rows = tables[suffix][(tables[suffix]["run"] == job.name) & (tables[suffix]["env"] == env)]
+                    if len(rows):
+                        rows = rows.drop(columns=COLUMNS).dropna(axis=1, how="all")
+                        atomic_write(own / file, rows.to_csv(index=False))
+            atomic_write(own / "steps.json", json.dumps(here | known, indent=1) + "\n")
 
 
 def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:

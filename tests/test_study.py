@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Processes:
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "item": ["a", "b"]})
             table.assign(kind="fact", correct=1.0, perplexity=None).to_csv(out, index=False)
         else:
-            names = [f"retail/{option['--split']}/{i}" for i in range(int(option["--n"]))]
+            names = [f"{option['--env']}/{option['--split']}/{i}" for i in range(int(option["--n"]))]
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "task": names, "trial": 0})
             table.assign(success=float(option["--label"] == "hero")).to_csv(out, index=False)
         return subprocess.CompletedProcess(command, 0)
@@ -134,6 +135,23 @@ def test_what_needs_a_lost_agent_is_trained_again(processes: Processes, tmp_path
     study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")  # asks for the general ability as well
     names = [a[0] if a[0] != "train" else a[2] for a in processes.started]
     assert names[:4] == ["ability", "hero", "eval", "ability"]
+
+
+def test_tables_of_two_studies_make_one_run_whole(processes: Processes, tmp_path: Path) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    for name in ("hero_retail", "worlds"):  # HERO on retail is in both, with more tests in the second
+        study(name, "smoke", runs=runs, data=data)
+    shutil.rmtree(runs)
+    processes.started.clear()
+    study("worlds", "smoke", runs=runs, data=data)
+    assert not processes.started
+    for twin in ("worlds.csv", "worlds.json"):
+        (data / twin).unlink()
+    shutil.rmtree(runs)
+    study("worlds", "smoke", runs=runs, data=data)  # the agent trained on retail is gone, and wanted on other worlds
+    assert [a[4] for a in processes.started if a[0] == "train"] == ["webshop", "retail", "airline"]
+    rows = pd.read_csv(data / "worlds.csv")
+    assert rows.groupby(["arm", "trained_on", "env"])["task"].nunique().tolist() == [4] * 12
 
 
 def test_tables_of_another_warm_up_are_not_gone_on_from(processes: Processes, tmp_path: Path, monkeypatch) -> None:

@@ -327,3 +327,17 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
     assert any("lora_B" in name and value.abs().sum() > 0 for name, value in one.items())
     assert not list(tmp_path.glob("*.checkpoint"))
     assert len(losses) >= 8
+
+
+def test_a_warm_up_goes_on_from_an_adapter(tiny: Policy, tmp_path: Path) -> None:
+    warm_up(tiny, tmp_path / "first", TINY, progress=False)
+    again = replace(TINY, start=str(tmp_path / "first"), lr=1e-12)
+    warm_up(tiny, tmp_path / "second", again, progress=False)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(one[name], two[name]) for name in one) and {w.dtype for w in one.values()} == {
+        torch.bfloat16
+    }
+    with pytest.raises(HeroError, match="check the folder and the rank"):
+        warm_up(tiny, tmp_path / "third", replace(again, rank=2 * TINY.rank), progress=False)
+    with pytest.raises(HeroError, match="nowhere"):
+        warm_up(tiny, tmp_path / "third", replace(again, start=str(tmp_path / "nowhere")), progress=False)
