@@ -173,7 +173,8 @@ def build_parser() -> Parser:
     sub.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     sub = command("site", commands.site, "Render all pages, with their committed outputs, into one static site.")
     sub.add_argument("--out", type=Path, default=Path("runs/site"))
-    command("refresh", commands.refresh, "Re-execute the committed notebooks in place.")
+    sub = command("refresh", commands.refresh, "Re-execute the committed notebooks in place.")
+    sub.add_argument("pages", nargs="*", help="how the names of some begin, such as 08 (default: all)")
     sub = command(
         "student",
         commands.student,

@@ -207,7 +207,7 @@ def site(options: argparse.Namespace) -> None:
 def refresh(options: argparse.Namespace) -> None:
     from hero_mini.notebooks import refresh
 
-    refresh()
+    refresh(options.pages)
 
 
 def student(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -101,9 +102,19 @@ def _value(text: str) -> object:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def refresh() -> None:
-    """Re-execute the committed notebooks in place; twice in a row changes no byte."""
-    for notebook in tqdm(all_notebooks(), desc="refresh"):
+def refresh(pages: Sequence[str] = ()) -> None:
+    """Re-execute the committed notebooks in place; twice in a row changes no byte.
+
+    pages: how the names of some begin, such as "08"; all without any
+    raises HeroError: no page's name begins so
+    """
+    notebooks = all_notebooks()
+    for page in pages:
+        if not any(notebook.name.startswith(page) for notebook in notebooks):
+            names = [notebook.stem for notebook in notebooks]
+            raise HeroError(f"no page begins with {page!r}{nearest(page, names)}; there are: {', '.join(names)}")
+    chosen = [notebook for notebook in notebooks if notebook.name.startswith(tuple(pages) or "")]
+    for notebook in tqdm(chosen, desc="refresh"):
         work = notebook.with_name(f".{notebook.name}")
         try:
             run_page(notebook, work, {})  # without parameters papermill adds no cell

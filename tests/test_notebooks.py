@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hero_mini.notebooks import check_parameters, execute
+from hero_mini.notebooks import check_parameters, execute, refresh
 from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
@@ -47,6 +47,20 @@ def test_a_notebook_is_well_formed(path):
 def test_a_misspelt_parameter_is_refused(path):
     with pytest.raises(HeroError, match="did you mean 'preset'"):
         check_parameters(path, {"prest": "smoke"})
+
+
+def test_single_pages_are_refreshed_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in ("00_one", "01_two"):
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="sum")])
+        page.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(page, tmp_path / f"notebooks/{name}.ipynb")
+    with pytest.raises(HeroError, match="no page begins with '08'"):
+        refresh(["08"])
+    refresh(["01"])
+    one, two = (nbformat.read(tmp_path / f"notebooks/{n}.ipynb", as_version=4) for n in ("00_one", "01_two"))
+    assert not one.cells[0].outputs and two.cells[0].outputs[0].data["text/plain"] == "2"
 
 
 @pytest.mark.real
