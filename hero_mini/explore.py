@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 from IPython.display import display
 
-from hero_mini import envs, figures, nb
+from hero_mini import envs, figures, nb, viewer
 from hero_mini.demos import expert_run
 from hero_mini.models import Policy
 from hero_mini.reflect import VERDICTS, Diagnosis, Reflection, self_reflector
@@ -59,11 +59,11 @@ class Credit:
         return min(sums, key=sums.get) if sums else 0
 
     def figure(self, t: int) -> figures.Figure:
-        return figures.credit_figure(nb.pieces(self.policy, self.rollout.turns[t]), self.of_turn(t))
+        return figures.credit_figure(viewer.pieces(self.policy, self.rollout.turns[t]), self.of_turn(t))
 
     def html(self, context: str) -> str:
         reflection = Reflection(tuple(self.diagnoses), "")
-        return nb.trajectory_html(self.rollout, reflection, self.edges[context], self.policy)
+        return viewer.as_html(self.rollout, reflection, self.edges[context], self.policy)
 
 
 def explore(policy: Policy, rollout: Rollout, reflection: Reflection) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import pandas as pd
 
-from hero_mini import envs, figures, nb
+from hero_mini import envs, figures, viewer
 from hero_mini.config import TrainConfig
 from hero_mini.models import Policy, load_policy
 from hero_mini.rollout import collect
@@ -97,6 +97,6 @@ class LiveTraining:
         shown = []
         for name, agent in agents.items():
             (rollout,) = collect(agent, self.config.env, [task], seed=self.config.seed, max_turns=self.config.max_turns)
-            html = nb.trajectory_html(rollout, policy=agent)
+            html = viewer.as_html(rollout, policy=agent)
             shown.append(widgets.HTML(f"<b>{name}</b>{html}", layout=widgets.Layout(width="50%")))
         self.episodes.children = shown

@@ -12,7 +12,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from hero_mini import envs, figures, nb
+from hero_mini import envs, figures, nb, viewer
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection, oracle, turn_rows
 from hero_mini.rollout import Rollout, Turn
@@ -56,7 +56,7 @@ def test_trajectory_escapes_everything(tiny: Policy, with_policy: bool) -> None:
     rollout = rollout_of(tiny, HOSTILE, "bye")
     reflection = Reflection((Diagnosis("failed", HOSTILE, HOSTILE), None), "")
     edges = [torch.full((len(t.token_ids),), sign) for t, sign in zip(rollout.turns, (2.0, -2.0), strict=True)]
-    html = nb.trajectory_html(rollout, reflection, edges, tiny if with_policy else None)
+    html = viewer.as_html(rollout, reflection, edges, tiny if with_policy else None)
     assert set(re.findall(r"</?(\w+)", html)) <= {"div", "p", "b", "i", "span", "br", "small"}
     assert re.findall(r" (\w+)=", re.sub(r"='[^']*'", "=", "".join(re.findall(r"<[^>]*>", html)))).count("onerror") == 0
     assert "failed" in html and "no diagnosis (empty hint)" in html
