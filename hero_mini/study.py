@@ -134,12 +134,9 @@ def _groups_retail(size: Sizes) -> list[Job]:
 
 
 def _worlds(size: Sizes) -> list[Job]:
-    trained = [(env, seed) for seed in range(size.seeds) for env in ("webshop", "retail", "airline")]
     every = ("retail", "airline", "webshop")
-    return [
-        *(Job("base", seed, tests=every) for seed in range(size.seeds)),
-        *(Job("hero", seed, env=env, tests=every) for env, seed in trained),
-    ]
+    trained = [("base", "retail"), ("hero", "webshop"), ("hero", "retail"), ("hero", "airline")]
+    return [Job(arm, seed, env=env, tests=every) for seed in range(size.seeds) for arm, env in trained]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
