@@ -160,6 +160,7 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
     sub.add_argument("--envs", nargs="+", choices=ENVS, help="their worlds, in turn")
+    sub.add_argument("--demo-every", type=int, help="a demonstration in every so many episodes; 0: never")
     sub.add_argument("--start", help="an adapter to go on from (default: a fresh one)")
     sub.add_argument("--seed", type=int, default=0)
 

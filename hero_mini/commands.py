@@ -172,11 +172,9 @@ def warmup(options: argparse.Namespace) -> None:
     from hero_mini.models import WARMUP, load_policy
     from hero_mini.warmup import WarmupConfig, warm_up
 
-    config = replace(WarmupConfig(), seed=options.seed, start=options.start)
-    if options.envs:
-        config = replace(config, envs=tuple(options.envs))
-    if options.episodes:
-        config = replace(config, episodes=options.episodes)
+    asked = {"envs": options.envs and tuple(options.envs), "start": options.start, "seed": options.seed}
+    asked |= {"episodes": options.episodes, "demo_every": options.demo_every}
+    config = replace(WarmupConfig(), **{name: value for name, value in asked.items() if value is not None})
     warm_up(load_policy(adapter=None), options.out or WARMUP, config)
 
 

@@ -12,6 +12,7 @@ All of this is our choice: the paper's model needs no warm-up.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,13 +47,19 @@ class WarmupConfig:
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context
-    demo_every: int = 12  # and one with a demonstration, which is about six scored turns
+    demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
     reflection_weight: float = 2.0  # weight of a reflection token against an action token
     rank: int = 16
     lr: float = 1e-3  # peak, after five steps
     lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
+
+
+    def __post_init__(self) -> None:
+        for every in ("branch_every", "demo_every"):
+            if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
+                raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
 
 
 @dataclass(frozen=True)
@@ -189,8 +196,9 @@ def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
         draw = rng(config.seed, "warmup", index)
         episode = scripted_episode(policy, task, draw, config)
         found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
-        if index % config.demo_every == 0 and (demo := demo_example(policy, task, draw, config)) is not None:
-            found.append(demo)
+        if config.demo_every and index % config.demo_every == 0:
+            demo = demo_example(policy, task, draw, config)
+            found += [] if demo is None else [demo]
     return found
 
 

@@ -329,6 +329,16 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
     assert len(losses) >= 8
 
 
+def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
+    three = ("retail", "airline", "webshop")
+    with pytest.raises(HeroError, match="demo_every shares a divisor"):
+        replace(TINY, envs=three, demo_every=12)
+    replace(TINY, envs=three, demo_every=13)
+    long = replace(TINY, max_turns=10)
+    counts = [len(examples(tiny, 0, replace(long, demo_every=every))) for every in (0, 1)]
+    assert counts == [TINY.batch, 2 * TINY.batch]
+
+
 def test_a_warm_up_goes_on_from_an_adapter(tiny: Policy, tmp_path: Path) -> None:
     warm_up(tiny, tmp_path / "first", TINY, progress=False)
     again = replace(TINY, start=str(tmp_path / "first"), lr=1e-12)
