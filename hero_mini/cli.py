@@ -6,12 +6,12 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from hero_mini import commands
-from hero_mini.config import SIZES, TrainConfig  # no torch: --help stays quick
+from hero_mini.config import SIZES, TrainConfig, WarmupConfig  # no torch: --help stays quick
 from hero_mini.envs import ENVS, SPLITS
 from hero_mini.runtime import HeroError, nearest
 
@@ -111,14 +111,7 @@ def build_parser() -> Parser:
     sub = command("train", commands.train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
-    for field in fields(TrainConfig):
-        name = f"--{field.name.replace('_', '-')}"
-        if field.type == "bool":
-            sub.add_argument(name, action="store_true", help="(default: no)")
-            continue
-        kind = {"int": int, "float": float, "str": str}[str(field.type).split(" |")[0]]
-        default = None if field.name in ("updates", "tasks") else field.default
-        sub.add_argument(name, type=kind, default=default, help=f"(default: {field.default})")
+    every_setting(sub, TrainConfig, of_preset=("updates", "tasks"))
     sub.add_argument("--out", type=Path, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
 
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
@@ -158,11 +151,7 @@ def build_parser() -> Parser:
 
     sub = command("warmup", commands.warmup, "Rebuild the warm-up adapter that ships with the package.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
-    sub.add_argument("--episodes", type=positive, help="scripted episodes to learn from")
-    sub.add_argument("--envs", nargs="+", choices=ENVS, help="their worlds, in turn")
-    sub.add_argument("--demo-every", type=int, help="a demonstration in every so many episodes; 0: never")
-    sub.add_argument("--start", help="an adapter to go on from (default: a fresh one)")
-    sub.add_argument("--seed", type=int, default=0)
+    every_setting(sub, WarmupConfig)
 
     command("report", commands.report, "Recompute claims.csv, the figures, and the tables of README and teaching.md.")
     sub = command("bench", commands.bench, "Speed as ratios, measured side by side, into figures/data/bench.csv.")
@@ -184,6 +173,19 @@ def build_parser() -> Parser:
     )
     sub.add_argument("--out", type=Path, default=Path("runs/student"), help="folder of the copies")
     return parser
+
+
+def every_setting(sub: Parser, of: type, *, of_preset: Collection[str] = ()) -> None:
+    """An option for every field of a configuration, with its default, or None where the preset has one."""
+    for field in fields(of):
+        name, default = f"--{field.name.replace('_', '-')}", None if field.name in of_preset else field.default
+        told = {"default": default, "help": f"(default: {field.default})"}
+        if field.type == "bool":
+            sub.add_argument(name, action="store_true", help="(default: no)")
+        elif field.type == "tuple[str, ...]":
+            sub.add_argument(name, nargs="+", **told)
+        else:
+            sub.add_argument(name, type={"int": int, "float": float, "str": str}[field.type.split(" |")[0]], **told)
 
 
 def as_in_train(sub: Parser, *names: str) -> None:

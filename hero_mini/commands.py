@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from hero_mini.config import SIZES, TrainConfig
+from hero_mini.config import SIZES, TrainConfig, WarmupConfig
 from hero_mini.runtime import HeroError
 
 
@@ -167,14 +167,11 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def warmup(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from hero_mini.models import WARMUP, load_policy
-    from hero_mini.warmup import WarmupConfig, warm_up
+    from hero_mini.warmup import warm_up
 
-    asked = {"envs": options.envs and tuple(options.envs), "start": options.start, "seed": options.seed}
-    asked |= {"episodes": options.episodes, "demo_every": options.demo_every}
-    config = replace(WarmupConfig(), **{name: value for name, value in asked.items() if value is not None})
+    values = {field.name: getattr(options, field.name) for field in fields(WarmupConfig)}
+    config = WarmupConfig(**values | {"envs": tuple(options.envs)})
     warm_up(load_policy(adapter=None), options.out or WARMUP, config)
 
 

@@ -1,7 +1,8 @@
-"""The arms, the settings of a training run and the presets: the one place for their defaults. Imports no torch."""
+"""The arms, the settings of training and warm-up, the presets: the one place for their defaults. Imports no torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -95,6 +96,34 @@ CHOICES: dict[str, Collection[str]] = {
     "demo": ("expert", "sibling"),
     "advantage": ("group_std", "group_mean"),
 }
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """What the warm-up teaches and for how long: all our choice, the paper's model needs none."""
+
+    envs: tuple[str, ...] = ("retail",)  # worlds, in turn
+    start: str | None = None  # folder of an adapter to go on from; None: a fresh one
+    episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
+    batch: int = 2  # episodes per optimiser step
+    skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
+    max_turns: int = 10
+    branch_every: int = 1  # every so many episodes one with an example of each local context
+    demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
+    reflection_weight: float = 2.0  # weight of a reflection token against an action token
+    rank: int = 16
+    lr: float = 1e-3  # peak, after five steps
+    lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
+    max_tokens: int = 1200  # padded tokens per forward pass
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for env in self.envs:
+            if env not in envs.ENVS:
+                raise HeroError(f"unknown env {env!r}{nearest(env, envs.ENVS)}; there are: {', '.join(envs.ENVS)}")
+        for every in ("branch_every", "demo_every"):
+            if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
+                raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ All of this is our choice: the paper's model needs no warm-up.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hero_mini import envs
+from hero_mini.config import WarmupConfig
 from hero_mini.envs.base import Action, Task
 from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
 from hero_mini.models import Policy
@@ -34,32 +34,6 @@ from hero_mini.tree import Tree, batches, forward
 
 CHECKPOINT_EVERY = 20  # optimiser steps
 MAX_DRAWS = 12  # tries to draw an action that fits a context before the example is dropped
-
-
-@dataclass(frozen=True)
-class WarmupConfig:
-    """What the warm-up teaches and for how long."""
-
-    envs: tuple[str, ...] = ("retail",)  # worlds, in turn
-    start: str | None = None  # folder of an adapter to go on from; None: a fresh one
-    episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
-    batch: int = 2  # episodes per optimiser step
-    skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
-    max_turns: int = 10
-    branch_every: int = 1  # every so many episodes one with an example of each local context
-    demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
-    reflection_weight: float = 2.0  # weight of a reflection token against an action token
-    rank: int = 16
-    lr: float = 1e-3  # peak, after five steps
-    lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
-    max_tokens: int = 1200  # padded tokens per forward pass
-    seed: int = 0
-
-
-    def __post_init__(self) -> None:
-        for every in ("branch_every", "demo_every"):
-            if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
-                raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
 
 
 @dataclass(frozen=True)

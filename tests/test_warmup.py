@@ -334,6 +334,8 @@ def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
     with pytest.raises(HeroError, match="demo_every shares a divisor"):
         replace(TINY, envs=three, demo_every=12)
     replace(TINY, envs=three, demo_every=13)
+    with pytest.raises(HeroError, match="did you mean 'airline'"):
+        replace(TINY, envs=("airlne",))
     long = replace(TINY, max_turns=10)
     counts = [len(examples(tiny, 0, replace(long, demo_every=every))) for every in (0, 1)]
     assert counts == [TINY.batch, 2 * TINY.batch]
