@@ -195,6 +195,10 @@ def made_up(folder: Path, keep) -> None:
         for suffix, make, some in (("", outcomes, agents), ("_curves", curve, trained)):
             if some:
                 pd.concat([make(*agent) for agent in some]).to_csv(folder / f"{name}{suffix}.csv", index=False)
+    jobs = [j for j in study.STUDIES["worlds"](SIZES["full"]) if keep(j) and j.seed == 0]
+    told = [outcomes(j.arm).assign(trained_on=j.env, env=env) for j in jobs for env in j.tests]
+    if told:
+        pd.concat(told).to_csv(folder / "worlds.csv", index=False)
 
 
 def run_page(tmp_path: Path, monkeypatch) -> str:
@@ -249,6 +253,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     assert "Not there yet" not in said and "Not measured yet" not in said
     for figure in (
         "main_retail",
+        "transfer_airline",
         "ablation",
         "reflector",
         "budget",
