@@ -69,15 +69,20 @@ def _gain(
 
 
 def _both_parts(rows: pd.DataFrame) -> Estimate:
-    """HERO's smaller gain of the two over its parts: it has to beat either."""
-    return min(_gain("hero", "success", part)(rows) for part in ("diagnosis_only", "env_feedback"))
+    """HERO's gain over the part from which its interval keeps the least distance: it has to beat either."""
+    gains = [_gain("hero", "success", part)(rows) for part in ("diagnosis_only", "env_feedback")]
+    return min(gains, key=lambda gain: gain[1])
 
 
 def _no_forgetting(rows: pd.DataFrame) -> Estimate:
-    """Share of general instructions answered, HERO - base; items are resampled as tasks are elsewhere."""
-    rows = rows.dropna(subset=["correct"]).rename(columns={"item": "task"})
+    """Log perplexity of plain text in nats per token, HERO - base.
+
+    Not the instructions: the base agent answers so few of them that no loss could show.
+    """
+    rows = rows.dropna(subset=["perplexity"]).rename(columns={"item": "task"})
+    rows = rows.assign(nats=np.log(rows["perplexity"].astype(float)))
     hero, base = _agents(rows, "hero"), _agents(rows, "base")
-    return (*paired(hero, base, "correct"), hero["seed"].nunique(), hero["task"].nunique())
+    return (*paired(hero, base, "nats"), hero["seed"].nunique(), hero["task"].nunique())
 
 
 def _reflection(turns: pd.DataFrame) -> Estimate:
@@ -126,15 +131,15 @@ CLAIMS = [
     Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many episodes",
           "34.7 against 33.3 %", "+", ("retail.csv",), _gain("hero", "success", "grpo"), _ARMS),
     Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
-          "the observation alone (the smaller of both differences)", "higher", "+", ("ablations_retail.csv",),
+          "the observation alone (the weaker of both differences)", "higher", "+", ("ablations_retail.csv",),
           _both_parts, _ABLATIONS),
     Claim("learns_at_g1", "HERO learns from a single rollout per task, where GRPO cannot", "higher", "+",
           ("groups_retail.csv",), _gain("hero", "success"), "python -m hero_mini study groups_retail"),
     Claim("learns_from_failures_only", "HERO trained on failed rollouts alone still raises success over the base agent",
           "failed trajectories still give a signal", "+", ("ablations_retail.csv",),
           _gain("hero", "success", variant="outcomes=failure"), _ABLATIONS),
-    Claim("no_forgetting", "HERO answers at most 5 points fewer general instructions than the base agent",
-          "no degradation", "-0.05..1", ("retail_ability.csv",), _no_forgetting, _ARMS),
+    Claim("no_forgetting", "HERO does not raise the log perplexity of plain text (nats per token)", "no degradation",
+          "0 or -", ("retail_ability.csv",), _no_forgetting, _ARMS),
     Claim("base_success_airline", "The warmed-up agent solves some held-out airline tasks", "not given", "0.15..0.45",
           ("worlds.csv",), _base_success("airline"), _WORLDS),
     Claim("base_success_webshop", "The warmed-up agent solves some held-out shop tasks", "not given", "0.15..0.45",

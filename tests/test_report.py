@@ -88,12 +88,12 @@ def test_groups_are_how_grpo_is_meant(data):
     assert claims["hero_beats_grpo_tight_budget_retail"] == 0.3
 
 
-def test_forgetting_has_a_margin(data):
-    items = [{"item": f"i{i}", "kind": "fact", "correct": float(i % 2)} for i in range(10)]
-    rows = [{"arm": arm, "variant": "", "seed": 0, **item} for arm in ("base", "hero") for item in items]
-    pd.DataFrame(rows).to_csv(data / "retail_ability.csv", index=False)
+def test_forgetting_shows_in_plain_text(data):
+    texts = [(arm, f"t{i}", 10.0 * (1 + (arm == "hero")) + i) for arm in ("base", "hero") for i in range(4)]
+    rows = pd.DataFrame(texts, columns=["arm", "item", "perplexity"]).assign(variant="", seed=0)
+    rows.to_csv(data / "retail_ability.csv", index=False)
     claim = report.claims_table().set_index("claim_id").loc["no_forgetting"]
-    assert claim["ours"] == 0 and claim["verdict"] == "reproduced" and claim["n_tasks"] == 10
+    assert claim["ours"] > 0.5 and claim["verdict"] == "not reproduced" and claim["n_tasks"] == 4
 
 
 def test_readme_is_rendered_between_its_markers():
