@@ -10,6 +10,11 @@ from hero_mini.config import SIZES, TrainConfig, WarmupConfig
 from hero_mini.runtime import HeroError
 
 
+def _settings(options: argparse.Namespace, of: type) -> dict:
+    """What the options of `cli.every_setting` say for the fields of a configuration."""
+    return {field.name: getattr(options, field.name) for field in fields(of)}
+
+
 def _policy(options: argparse.Namespace):
     from hero_mini.models import load_policy
 
@@ -102,7 +107,7 @@ def train(options: argparse.Namespace) -> None:
     from hero_mini import parallel
     from hero_mini.train import train
 
-    values = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
+    values = _settings(options, TrainConfig)
     for name in ("updates", "tasks"):
         values[name] = values[name] or getattr(SIZES[options.preset], name)
     config = TrainConfig(**values)
@@ -170,8 +175,7 @@ def warmup(options: argparse.Namespace) -> None:
     from hero_mini.models import WARMUP, load_policy
     from hero_mini.warmup import warm_up
 
-    values = {field.name: getattr(options, field.name) for field in fields(WarmupConfig)}
-    config = WarmupConfig(**values | {"envs": tuple(options.envs)})
+    config = WarmupConfig(**_settings(options, WarmupConfig) | {"envs": tuple(options.envs)})
     warm_up(load_policy(adapter=None), options.out or WARMUP, config)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hero_mini import envs
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_known
 
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
@@ -69,13 +69,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise HeroError(f"unknown {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
-        positive = "updates tasks group max_turns max_action_tokens batch_size rank lr steps temperature clip"
-        for name in positive.split():
-            if getattr(self, name) <= 0:
-                raise HeroError(f"{name} is {getattr(self, name)}; it has to be above 0")
+            check_known(name, getattr(self, name), known)
+        _check_above_zero(
+            self, "updates tasks group max_turns max_action_tokens batch_size rank lr steps temperature clip"
+        )
         if ARMS[self.arm].grpo and self.group < 2:
             raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
 
@@ -119,11 +116,17 @@ class WarmupConfig:
 
     def __post_init__(self) -> None:
         for env in self.envs:
-            if env not in envs.ENVS:
-                raise HeroError(f"unknown env {env!r}{nearest(env, envs.ENVS)}; there are: {', '.join(envs.ENVS)}")
+            check_known("env", env, envs.ENVS)
+        _check_above_zero(self, "episodes batch max_turns branch_every rank lr max_tokens")
         for every in ("branch_every", "demo_every"):
             if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
                 raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
+
+
+def _check_above_zero(config: TrainConfig | WarmupConfig, names: str) -> None:
+    for name in names.split():
+        if getattr(config, name) <= 0:
+            raise HeroError(f"{name} is {getattr(config, name)}; it has to be above 0")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,5 @@ SIZES = {
 
 def sizes(preset: str) -> Sizes:
     """raises HeroError: unknown preset"""
-    if preset not in SIZES:
-        raise HeroError(f"unknown preset {preset!r}{nearest(preset, SIZES)}; there are: {', '.join(SIZES)}")
+    check_known("preset", preset, SIZES)
     return SIZES[preset]

@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hero_mini.models import Policy
+from hero_mini.models import Policy, fill_adapter, first_line
 from hero_mini.parallel import add_up
 from hero_mini.runtime import HeroError
 
@@ -56,12 +56,10 @@ def load_student(student: Policy, folder: str | Path) -> None:
     raises HeroError: it cannot be read, or was made for another model or rank
     """
     try:
-        report = set_peft_model_state_dict(student.model, load_peft_weights(str(folder), device="cpu"), STUDENT)
+        fill_adapter(student.model, str(folder))
     except Exception as error:  # safetensors, peft and torch each have their own kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise HeroError(f"Training cannot go on from {folder} ({reason}): check the folder and the rank.") from error
-    if report.unexpected_keys:
-        raise HeroError(f"The adapter {folder} was made for another model than {student.name}.")
 
 
 @contextmanager

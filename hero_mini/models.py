@@ -152,7 +152,7 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
             place, dtype=dtype, attn_implementation=register(), output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors, tokenizers and the hub each have their own kinds
-        reason = _first_line(error)
+        reason = first_line(error)
         if local:
             raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
         meant = nearest(place, ["default"])
@@ -176,7 +176,7 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
         return place, PeftConfig.from_pretrained(place)
     except Exception as error:
         raise HeroError(
-            f"No adapter at {source} ({_first_line(error)}): give a folder that holds adapter_config.json, a hub id, "
+            f"No adapter at {source} ({first_line(error)}): give a folder that holds adapter_config.json, a hub id, "
             "or None."
         ) from error
 
@@ -189,13 +189,22 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
         raise HeroError(f"{other}; if both are the same, correct base_model_name_or_path in adapter_config.json there.")
     try:
         peft_model = PeftModel(network, config)
-        report = set_peft_model_state_dict(peft_model, load_peft_weights(where, device="cpu"))
+        fill_adapter(peft_model, where)
     except Exception as error:
-        raise HeroError(f"{other} ({_first_line(error)}).") from error
-    unfilled = [key for key in report.missing_keys if config.peft_type.value.lower() in key]
-    if report.unexpected_keys or unfilled:
-        raise HeroError(f"{other} ({len(unfilled)} of its weights are missing, {len(report.unexpected_keys)} unknown).")
+        raise HeroError(f"{other} ({first_line(error)}).") from error
     return peft_model.merge_and_unload(), f"{name}+{Path(where).name}"
+
+
+def fill_adapter(peft_model: PeftModel, where: str) -> None:
+    """Copy all weights of a saved adapter into the active one; the caller says what follows from a failure.
+
+    raises ValueError: weights are missing, or there is no place for some; and whatever peft and safetensors raise
+    """
+    report = set_peft_model_state_dict(peft_model, load_peft_weights(where, device="cpu"), peft_model.active_adapter)
+    kind = peft_model.peft_config[peft_model.active_adapter].peft_type.value.lower()
+    unfilled = [key for key in report.missing_keys if kind in key]
+    if report.unexpected_keys or unfilled:
+        raise ValueError(f"{len(unfilled)} of its weights are missing, {len(report.unexpected_keys)} unknown")
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -211,7 +220,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=wanted)  # cuda:7, cpu:x
     except RuntimeError as error:
-        raise HeroError(f"The device {wanted!r} cannot be used ({_first_line(error)}): try device='auto'.") from error
+        raise HeroError(f"The device {wanted!r} cannot be used ({first_line(error)}): try device='auto'.") from error
     return torch.device(wanted)
 
 
@@ -229,5 +238,6 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library complains of, short enough for a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")

@@ -16,6 +16,7 @@ import pandas as pd
 
 from hero_mini.config import ARMS
 from hero_mini.evaluate import by_task, interval
+from hero_mini.tables import read_table
 
 NAN = float("nan")
 PAPER = pd.DataFrame(  # its main table, from secondary readings of the full text; success as a share; nan: not known
@@ -56,9 +57,8 @@ def quoted(model: str, env: str, arm: str) -> str:
 
 def read(path: Path) -> pd.DataFrame:
     """A study's table with its variants as text (empty: the defaults) and the column agent."""
-    rows = pd.read_csv(path, dtype={"variant": str})
-    variant = rows["variant"].fillna("") if "variant" in rows else ""
-    rows = rows.assign(variant=variant)
+    rows = read_table(path)
+    rows = rows if "variant" in rows else rows.assign(variant="")
     short = rows["variant"].str.replace(r"group=(\d+) tasks=\d+", r"G=\1", regex=True)
     return rows.assign(agent=(rows["arm"] + ", " + short).str.removesuffix(", "))
 

@@ -14,7 +14,7 @@ from hero_mini import probe, reflect
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval, paired
 from hero_mini.runtime import HeroError, atomic_write
-from hero_mini.tables import origin
+from hero_mini.tables import origin, read_table
 
 DATA = Path("figures/data")
 COLUMNS = [
@@ -63,9 +63,13 @@ def _gain(
         where = {} if against == "base" else {"trained_on": trained_on}
         trained = _agents(rows, arm, variant=variant, trained_on=trained_on, env=env)
         other = _agents(rows, against, env=env, **where)
-        return (*paired(trained, other, column), trained["seed"].nunique(), trained["task"].nunique())
+        return _difference(trained, other, column)
 
     return estimate
+
+
+def _difference(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> Estimate:
+    return (*paired(rows, against, column), rows["seed"].nunique(), rows["task"].nunique())
 
 
 def _both_parts(rows: pd.DataFrame) -> Estimate:
@@ -81,8 +85,7 @@ def _no_forgetting(rows: pd.DataFrame) -> Estimate:
     """
     rows = rows.dropna(subset=["perplexity"]).rename(columns={"item": "task"})
     rows = rows.assign(nats=np.log(rows["perplexity"].astype(float)))
-    hero, base = _agents(rows, "hero"), _agents(rows, "base")
-    return (*paired(hero, base, "nats"), hero["seed"].nunique(), hero["task"].nunique())
+    return _difference(_agents(rows, "hero"), _agents(rows, "base"), "nats")
 
 
 def _reflection(turns: pd.DataFrame) -> Estimate:
@@ -186,7 +189,7 @@ def claims_table() -> pd.DataFrame:
             "predicted_sign": c.predicted_sign, "verdict": "not run yet", "command": c.command,
         }  # fmt: skip
         if all((DATA / s).exists() for s in c.sources):
-            tables = [pd.read_csv(DATA / s, dtype={"variant": str}).fillna({"variant": ""}) for s in c.sources]
+            tables = [read_table(DATA / s) for s in c.sources]
             try:
                 value, low, high, seeds, tasks = c.estimate(*tables)
             except (KeyError, IndexError, ValueError, HeroError):  # the table lacks this arm so far

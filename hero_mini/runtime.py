@@ -13,7 +13,7 @@ import platform
 import random
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
@@ -36,6 +36,17 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """
     found = get_close_matches(str(name), list(options), n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def check_known(what: str, name: object, known: Collection[str]) -> None:
+    """raises HeroError: `name` is none of the known ones; the message names the near one, and all
+
+    >>> check_known("preset", "qick", ["smoke", "quick"])
+    Traceback (most recent call last):
+    hero_mini.runtime.HeroError: unknown preset 'qick' (did you mean 'quick'?); there are: smoke, quick
+    """
+    if name not in known:
+        raise HeroError(f"unknown {what} {name!r}{nearest(str(name), known)}; there are: {', '.join(known)}")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

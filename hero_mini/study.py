@@ -29,8 +29,8 @@ from filelock import FileLock, Timeout
 
 from hero_mini.config import SIZES, Sizes, sizes
 from hero_mini.engines import local
-from hero_mini.runtime import HeroError, atomic_write, nearest
-from hero_mini.tables import origin, write_table
+from hero_mini.runtime import HeroError, atomic_write, check_known
+from hero_mini.tables import origin, read_table, write_table
 
 ADAPTER = Path(__file__).parent / "adapters/warmup/adapter_model.safetensors"
 SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
@@ -160,8 +160,7 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
 
 def jobs(name: str, preset: str) -> list[Job]:
     """The runs of a study. raises HeroError: unknown name or preset"""
-    if name not in STUDIES:
-        raise HeroError(f"unknown study {name!r}{nearest(name, STUDIES)}; there are: {', '.join(STUDIES)}")
+    check_known("study", name, STUDIES)
     return STUDIES[name](sizes(preset))
 
 
@@ -183,19 +182,19 @@ def study(name: str, preset: str, *, runs: Path, data: Path, engine: Callable = 
     with lock:
         restore(planned, folder, data, preset)
         print(plan(planned, folder, size).to_string(index=False), flush=True)
-        left = [job for job in planned if minutes_of(job, folder, size) is None]
+        spent = {job: minutes_of(job, folder, size) for job in planned}
+        left = [job for job, minutes in spent.items() if minutes is None]
+        outcomes = {job: {"status": "finished", "minutes": minutes} for job, minutes in spent.items()}
 
         def begin(job: Job) -> None:
             number = planned.index(job) + 1
             print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder, size))}", flush=True)
 
-        found = {}
         gather(name, planned, folder, data, preset)
         for job, outcome in engine(left, partial(run, folder=folder, size=size), begin):
-            found[job] = outcome
+            outcomes[job] = outcome
             gather(name, planned, folder, data, preset)
-    done = {job: {"status": "finished", "minutes": minutes_of(job, folder, size)} for job in planned} | found
-    return pd.DataFrame([{"run": job.name, **outcome} for job, outcome in done.items()])
+    return pd.DataFrame([{"run": job.name, **outcomes[job]} for job in planned])
 
 
 def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
@@ -259,18 +258,13 @@ def _key(arguments: Sequence[str], own: Path) -> str:
 
 def restore(planned: Sequence[Job], folder: Path, data: Path, preset: str) -> None:
     """Give runs of which `data` has the tables, made with this preset and adapter, their folders again."""
-    wanted = {job.name for job in planned}
+    wanted, here_made = {job.name for job in planned}, (preset, _adapter())
     for name in STUDIES:
         about = origin(data / f"{name}.csv")
-        if (about.get("preset"), about.get("adapter")) != (preset, _adapter()):
+        if (about.get("preset"), about.get("adapter")) != here_made:
             continue
         paths = {suffix: data / f"{name}{suffix}.csv" for suffix in SUFFIXES}
-        text = {"variant": str, "env": str}
-        tables = {
-            suffix: pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
-            for suffix, path in paths.items()
-            if path.exists()
-        }
+        tables = {suffix: read_table(path) for suffix, path in paths.items() if path.exists()}
         for job in (job for job in jobs(name, preset) if job.name in wanted):
             own = folder / job.name
             here, known = _steps(own), about["runs"].get(job.name, {})
@@ -290,10 +284,10 @@ def gather(name: str, planned: Sequence[Job], folder: Path, data: Path, preset: 
     found: dict[str, list[pd.DataFrame]] = {suffix: [] for suffix in SUFFIXES}
     finished, size = {}, sizes(preset)
     for job in planned:
-        own = folder / job.name
         if minutes_of(job, folder, size) is None:
             continue
-        finished[job.name] = {_key(a, own): _steps(own)[_key(a, own)] for a in job.commands(own, size)}
+        own, steps = folder / job.name, _steps(folder / job.name)
+        finished[job.name] = {key: steps[key] for key in (_key(a, own) for a in job.commands(own, size))}
         for suffix, file, env in job.files():
             table = pd.read_csv(own / file).drop(columns=COLUMNS, errors="ignore")
             told = (job.name, job.arm, job.variant, job.env, job.seed, env)

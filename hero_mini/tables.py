@@ -30,6 +30,14 @@ def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
     atomic_write(path, table.to_csv(index=False))
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A table whose variant and env, where it has them, are text: empty, and never missing."""
+    import pandas as pd
+
+    text = {"variant": str, "env": str}
+    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+
+
 def commit() -> str:
     """The last commit of this package, with "-dirty" if its files have changed since; "unknown" outside a clone."""
 

@@ -20,7 +20,7 @@ from hero_mini import tree
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout, Turn, close_action
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_known
 from hero_mini.tree import Tree
 
 Context = Literal["hero", "diagnosis_only", "env_feedback", "full_demo", "none"]
@@ -36,8 +36,7 @@ class TeacherScores:
 
 
 def check_context(context: str) -> None:
-    if context not in CONTEXTS:
-        raise HeroError(f"unknown context {context!r}{nearest(context, CONTEXTS)}; there are: {', '.join(CONTEXTS)}")
+    check_known("context", context, CONTEXTS)
 
 
 def privileged_text(context: str, turn: Turn, result: str, diagnosis: Diagnosis | None) -> str | None:

@@ -10,7 +10,7 @@ from hero_mini.demos import siblings
 from hero_mini.probe import PROBES, by_source
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.runtime import HeroError, check_known, rng
 from hero_mini.teacher import demonstration_text, privileged_text
 from hero_mini.track import Track, names
 
@@ -67,8 +67,7 @@ def vary(demo: Rollout, kind: str, at: Sequence[int]) -> Told:
     at: per turn of the student, the turn of `demo` that is due
     raises HeroError: unknown kind
     """
-    if kind not in KINDS:
-        raise HeroError(f"unknown demo_kind {kind!r}{nearest(kind, KINDS)}; there are: {', '.join(KINDS)}")
+    check_known("demo_kind", kind, KINDS)
     if kind == "masked":
         turns = tuple(replace(t, observation=_mask(t.observation), action=_mask(t.action)) for t in demo.turns)
         return Told(replace(demo, turns=turns))

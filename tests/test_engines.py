@@ -76,7 +76,7 @@ def test_a_study_on_ray_gives_the_same_tables(cluster, tmp_path: Path, monkeypat
         table = pd.DataFrame({"task": ["t/0", "t/1"], "trial": 0, "success": float(job.seed)})
         for suffix, file, _ in job.files():
             (pd.DataFrame({"update": [0, 1]}) if suffix == "_curves" else table).to_csv(own / file, index=False)
-        keys = [" ".join(a).replace(str(own), ".") for a in job.commands(own, size)]
+        keys = [module._key(a, own) for a in job.commands(own, size)]
         (own / "steps.json").write_text(json.dumps(dict.fromkeys(keys, 0.5)))
         return {"status": "finished", "minutes": 0.5 * len(keys)}
 

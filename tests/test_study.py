@@ -107,8 +107,9 @@ def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None
     assert len(processes.started) == 5  # base: eval; hero and shuffled_hero: train and eval
 
 
-def test_runs_of_another_warm_up_do_not_count(processes: Processes, tmp_path: Path, monkeypatch) -> None:
-    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+@pytest.mark.parametrize("first", ["runs", "lost"], ids=["runs", "tables alone"])
+def test_what_another_warm_up_made_does_not_count(processes: Processes, tmp_path: Path, monkeypatch, first) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / first, data=tmp_path / "data")
     monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
     (tmp_path / "adapter").write_bytes(b"another")
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
@@ -152,14 +153,6 @@ def test_tables_of_two_studies_make_one_run_whole(processes: Processes, tmp_path
     assert [a[4] for a in processes.started if a[0] == "train"] == ["webshop", "retail", "airline"]
     rows = pd.read_csv(data / "worlds.csv")
     assert rows.groupby(["arm", "trained_on", "env"])["task"].nunique().tolist() == [4] * 12
-
-
-def test_tables_of_another_warm_up_are_not_gone_on_from(processes: Processes, tmp_path: Path, monkeypatch) -> None:
-    study("hero_retail", "smoke", runs=tmp_path / "lost", data=tmp_path / "data")
-    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
-    (tmp_path / "adapter").write_bytes(b"another")
-    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
-    assert len(processes.started) == 10
 
 
 def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: Path, capsys) -> None:

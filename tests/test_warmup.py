@@ -336,6 +336,8 @@ def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
     replace(TINY, envs=three, demo_every=13)
     with pytest.raises(HeroError, match="did you mean 'airline'"):
         replace(TINY, envs=("airlne",))
+    with pytest.raises(HeroError, match="episodes is 0; it has to be above 0"):
+        replace(TINY, episodes=0)
     long = replace(TINY, max_turns=10)
     counts = [len(examples(tiny, 0, replace(long, demo_every=every))) for every in (0, 1)]
     assert counts == [TINY.batch, 2 * TINY.batch]

@@ -11,7 +11,7 @@ from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau2 import Tau2Env
 from hero_mini.envs.webshop import WebShop
 from hero_mini.envs.webshop_real import RealWebShop
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import check_known
 
 ENVS: dict[str, Callable[..., Env]] = {
     "retail": Retail,
@@ -31,8 +31,7 @@ def make(name: str, **settings) -> Env:
     upstream, a search, and human_goals (see `RealWebShop`)
     raises HeroError: unknown name, or the real TauBench or WebShop is not installed
     """
-    if name not in ENVS:
-        raise HeroError(f"unknown environment {name!r}{nearest(name, ENVS)}; there are: {', '.join(ENVS)}")
+    check_known("environment", name, ENVS)
     return ENVS[name](**settings)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.runtime import HeroError, check_known, rng
 
 GET = """to get it, clone https://github.com/princeton-nlp/WebShop (code: MIT, at first for academic use only, so read \
 its LICENSE.md), run its ./setup.sh -d small, which fetches product data taken from Amazon's pages (none of it comes \
@@ -34,8 +34,7 @@ def load(home: str, search: str, human_goals: bool) -> Any:
     Upstream draws prices and price limits while it loads, so it is seeded here: a goal is the same in every process.
     raises HeroError: no such search, no WebShop in the folder, or something that it needs is missing
     """
-    if search not in SEARCHES:
-        raise HeroError(f"unknown search {search!r}{nearest(search, SEARCHES)}; there are: {', '.join(SEARCHES)}")
+    check_known("search", search, SEARCHES)
     if not (Path(home) / "web_agent_site/envs/web_agent_text_env.py").is_file():
         raise HeroError(f"the real WebShop is not {f'in the folder {home!r}' if home else 'installed'}; {GET}")
     try:
