@@ -1,6 +1,7 @@
 """Where the full-demo teacher's demonstrations come from: a complete successful run of the same task, never one's own.
 
-HERO does not say where it takes them from [?]; the source is a switch and its share is reported (our choice).
+HERO does not say where it takes them from [?]; the source is a switch and its share is reported (our choice). Runs with
+the same actions are one run here: whoever sampled it, its text would tell the rollout nothing but what it did.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ def expert_run(policy: Policy, env: str, task_id: str) -> Rollout:
 
 
 def siblings(rollout: Rollout, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The other successful rollouts of the same task."""
-    return [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.turns != rollout.turns]
+    """The successful rollouts of the same task with other actions."""
+    return [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.actions != rollout.actions]
 
 
-def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig) -> list[Rollout]:
-    """A demonstration for every rollout of an update.
+def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig) -> list[Rollout | None]:
+    """A demonstration for every rollout of an update; None for one that acts just like the expert.
 
     With `config.demo` "sibling", another successful rollout of the same task, and the expert's where there is none.
     """
-    found = []
+    found: list[Rollout | None] = []
     for rollout in rollouts:
         if config.demo == "sibling" and (others := siblings(rollout, rollouts)):
             found.append(rng(config.seed, "sibling", rollout.task_id, rollout.repeat).choice(others))
         else:
-            found.append(expert_run(policy, rollout.env, rollout.task_id))
+            expert = expert_run(policy, rollout.env, rollout.task_id)
+            found.append(expert if expert.actions != rollout.actions else None)
     return found
+
+
+def demo_shares(demos: Sequence[Rollout | None], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """For the log: which share of the demonstrations is the agent's own, and which share of the rollouts has none."""
+    given = [demo for demo in demos if demo is not None]
+    own = sum(demo in rollouts for demo in given)
+    return {"sibling_demos": own / max(1, len(given)), "no_demo": (len(demos) - len(given)) / len(rollouts)}

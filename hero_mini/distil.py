@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from hero_mini.models import Policy
 from hero_mini.parallel import share, totals
 from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import rng
+from hero_mini.runtime import HeroError, rng
 from hero_mini.teacher import add_trunk, teacher_tree
 from hero_mini.tree import Scored, Tree, batches, forward
 
@@ -43,12 +44,16 @@ def distil(
     diagnoses: Sequence[Sequence[Diagnosis | None]],
     config: TrainConfig,
     update: int,
-    demos: Sequence[Rollout] | None = None,
+    demos: Sequence[Rollout | None] | None = None,
 ) -> dict[str, float]:
-    """`config.steps` optimiser steps on the rollouts of one update; returns losses, gradient norm and counts.
+    """At most `config.steps` optimiser steps on the rollouts of one update; returns losses, gradient norm and counts.
 
-    diagnoses: per rollout, per turn; demos: per rollout, for the context full_demo
+    All rollouts of a task are dealt into the same step: GRPO's advantages add up to 0 within a task alone.
+    diagnoses: per rollout, per turn; demos: per rollout, for the context full_demo; None: this one is not taught
+    raises HeroError: the arm full_demo without `demos`
     """
+    if demos is None and ARMS[config.arm].context == "full_demo":
+        raise HeroError(f"arm {config.arm} needs a demonstration, or None, for every rollout; pass demos=")
     found = [
         lesson(student, rollout, diagnoses[i], demos[i] if demos else None, advantage, config)
         for i, (rollout, advantage) in enumerate(zip(rollouts, _advantages(rollouts, config), strict=True))
@@ -56,13 +61,14 @@ def distil(
     hinted = sum(len(one.hinted) for one in found) / sum(len(r.turns) for r in rollouts)
     result = {"loss": 0.0, "kl_teacher": 0.0, "tokens_teaching": 0, "tokens_training": 0}
     norm, steps = 0.0, 1
-    found = [one for one in found if one.hinted or one.advantage]
+    found = [one for one in found if one.hinted or one.advantage or _anchored(config)]
     found = [one for one in found if config.outcomes in ("all", outcome(one.rollout))]
     if found:
-        rng(config.seed, "deal", update).shuffle(found)
-        steps = min(config.steps, len(found))
+        tasks = _by_task(found)
+        rng(config.seed, "deal", update).shuffle(tasks)
+        steps = min(config.steps, len(tasks))
         for step in range(steps):
-            _descend(student, found[step::steps], config, result)
+            _descend(student, list(chain.from_iterable(tasks[step::steps])), config, result)
             done = update * config.steps + step
             warm = min(1.0, (done + 1) / (3 * config.steps))  # Adam's first steps are large whatever the gradient
             norm += optimizer.step(config.lr * warm)
@@ -78,13 +84,19 @@ def lesson(
     advantage: float,
     config: TrainConfig,
 ) -> Lesson:
-    """The two trees of one rollout: as the student saw it, and as the arm's teacher sees it."""
+    """The two trees of one rollout: as the student saw it, and as the arm's teacher sees it.
+
+    With `config.hints` "all", the teacher of a turn without a diagnosis reads the observation and the outcome alone. A
+    rollout without a demonstration has no hint in the arm full_demo, whatever `hints` says.
+    """
     context, nodes, told = ARMS[config.arm].context, [None] * len(rollout.turns), None
+    if context == "full_demo" and demo is None:
+        context = None
     if context is not None:
         if config.hints == "blamed":
             diagnoses = [d if d and d.verdict != "necessary" else None for d in diagnoses]
         told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=config.hints == "all")
-    scored = [node is not None or advantage != 0 for node in nodes]
+    scored = [node is not None or advantage != 0 or _anchored(config) for node in nodes]
     own = Tree()
     actions = add_trunk(student, own, rollout, scored=scored).actions
     hinted = frozenset(action for action, node in zip(actions, nodes, strict=True) if node is not None)
@@ -97,10 +109,27 @@ def _advantages(rollouts: Sequence[Rollout], config: TrainConfig) -> list[float]
     return advantages([r.reward for r in rollouts], [r.task_id for r in rollouts], config.advantage)
 
 
+def _anchored(config: TrainConfig) -> bool:
+    """Whether GRPO's KL holds all rollouts near the frozen agent, those without hint and advantage, too."""
+    return config.grpo_share > 0 and config.kl > 0
+
+
+def _by_task(lessons: Sequence[Lesson]) -> list[list[Lesson]]:
+    """The lessons of each task together, tasks in the order in which they first come up."""
+    found: dict[str, list[Lesson]] = {}
+    for one in lessons:
+        found.setdefault(one.rollout.task_id, []).append(one)
+    return list(found.values())
+
+
+def _action_tokens(lessons: Sequence[Lesson]) -> int:
+    return sum(len(turn.token_ids) for one in lessons for turn in one.rollout.turns)
+
+
 def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, result: dict[str, float]) -> None:
     """Gather this process's share of the gradient of one optimiser step, and add its numbers to `result`."""
     taught = sum(bool(one.hinted) for one in lessons)
-    tokens = sum(len(turn.token_ids) for one in lessons for turn in one.rollout.turns)
+    credited = _action_tokens([one for one in lessons if one.advantage])
     for group in share(list(batches([one.teacher or one.student for one in lessons], config.max_tokens))):
         chosen = [lessons[i] for i in group]
         told = [one for one in chosen if one.teacher is not None]
@@ -115,8 +144,10 @@ def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, re
             divergence, gap = _distillation(scored, target, chosen, taught, config)
             loss = loss + (1 - config.grpo_share) * divergence
             result["kl_teacher"] += gap
-        if config.grpo_share:
-            loss = loss + config.grpo_share * _grpo(student, scored, chosen, config) / tokens
+        if credited:
+            loss = loss + config.grpo_share * _credit(scored, chosen, config) / credited
+        if _anchored(config):
+            loss = loss + config.grpo_share * config.kl * _drift(student, scored, chosen) / _action_tokens(lessons)
         loss.backward()
         result["loss"] += loss.item()
         result["tokens_teaching"] += sum(len(one.teacher) for one in told)
@@ -143,16 +174,18 @@ def _distillation(
     return (weights * divergence).sum(), gap
 
 
-def _grpo(student: Policy, scored: Scored, lessons: Sequence[Lesson], config: TrainConfig) -> Tensor:
-    """The GRPO surrogate summed over a group's action tokens; rollouts without contrast add nothing."""
-    credited = [row for row, one in enumerate(lessons) if one.advantage]
-    of_row = torch.tensor([one.advantage for one in lessons], device=scored.ids.device)
-    mine = torch.isin(scored.tree, torch.tensor(credited, device=scored.ids.device))
+def _credit(scored: Scored, lessons: Sequence[Lesson], config: TrainConfig) -> Tensor:
+    """The GRPO surrogate summed over a group's action tokens; rollouts without an advantage add nothing."""
+    device = scored.ids.device
+    advantage = torch.tensor([one.advantage for one in lessons], device=device)[scored.tree]  # (N,)
+    mine = torch.tensor([one.advantage != 0 for one in lessons], device=device)[scored.tree]  # (N,) bool
     now = scored.logprobs[mine]
-    sampled = torch.tensor([lp for row in credited for t in lessons[row].rollout.turns for lp in t.logprobs])
-    loss = surrogate(now, sampled.to(now), of_row[scored.tree[mine]], config.clip)
-    if config.kl:
-        with as_teacher(student, "frozen") as reference, torch.no_grad():
-            anchor = forward(reference, [one.student for one in lessons]).logprobs[mine]
-        loss = loss + config.kl * kl_estimate(now, anchor)
-    return loss.sum()
+    sampled = torch.tensor([lp for one in lessons if one.advantage for t in one.rollout.turns for lp in t.logprobs])
+    return surrogate(now, sampled.to(now), advantage[mine], config.clip).sum()
+
+
+def _drift(student: Policy, scored: Scored, lessons: Sequence[Lesson]) -> Tensor:
+    """The estimate of KL(student || frozen agent) summed over all action tokens of a group, in nats."""
+    with as_teacher(student, "frozen") as reference, torch.no_grad():
+        anchor = forward(reference, [one.student for one in lessons]).logprobs
+    return kl_estimate(scored.logprobs, anchor).sum()

@@ -2,10 +2,12 @@
 
     A_i = R_i - mean of its group          ("group_mean", Dr. GRPO)          or divided by the group's std ("group_std")
     L   = mean over tokens of -min(r A, clip(r, 1 - e, 1 + e) A),   r = pi_now / pi_sampled
+        + beta * mean over tokens of KL(pi_now || pi_frozen),       beta = `config.kl`, 0 by default
 
 Group-relative policy optimisation: Shao et al., arXiv 2402.03300; without the division: Liu et al., arXiv 2503.20783.
-The mean over the action tokens of all rollouts with contrast is our choice, and so is that both probabilities are those
-at temperature 1, should the sampling have another one.
+Our choice: both means are over action tokens of one optimiser step, the first over those of all rollouts with contrast
+(an advantage other than 0), the second over those of all rollouts, because an agent can drift on any task; and both
+probabilities of r are those at temperature 1, should the sampling have another one.
 """
 
 from __future__ import annotations

@@ -60,12 +60,12 @@ def demonstration_text(demo: Rollout) -> str:
 
 
 def check_demonstration(rollout: Rollout, demo: Rollout | None) -> None:
-    """raises HeroError: no demonstration, one that failed, or the rollout itself"""
+    """raises HeroError: no demonstration, one that failed, or one that does what the rollout did"""
     if demo is None:
         raise HeroError(f"context 'full_demo' needs a demonstration of {rollout.task_id}; pass demos=")
     if not demo.success:
         raise HeroError(f"the demonstration for {rollout.task_id} did not succeed; take a successful run")
-    if demo.turns == rollout.turns:
+    if demo.actions == rollout.actions:  # whoever sampled it, with whatever probabilities
         raise HeroError(f"the rollout of {rollout.task_id} cannot be its own demonstration")
 
 
@@ -118,7 +118,7 @@ def teacher_tree(
 ) -> tuple[Tree, list[int | None]]:
     """One rollout as the teacher reads it; per turn the node that holds the student's action, None without a hint.
 
-    always: a turn without a hint gets what it has, the observation and the outcome
+    always: a turn without a diagnosis gets what it has, the observation and the outcome
     raises HeroError: unknown context, or a full_demo without a successful demonstration other than the rollout itself
     """
     check_context(context)

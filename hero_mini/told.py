@@ -37,6 +37,7 @@ def hinted(rollouts: Sequence[Rollout], context: str, reflections: Sequence[Refl
 def demonstrated(rollouts: Sequence[Rollout], tracks: Sequence[Track], kind: str, *, seed: int = 0) -> list[Told]:
     """A demonstration for every rollout, of one of the KINDS.
 
+    A rollout that does just what its demonstration does would read its own text, and is not measured.
     sibling: another success among `rollouts` on the same task; a rollout without one is not measured
     other_task: the expert's run of the next task; the other kinds change the expert's run of this one, see `vary`
     raises HeroError: unknown kind, or other_task with a single task
@@ -52,6 +53,8 @@ def demonstrated(rollouts: Sequence[Rollout], tracks: Sequence[Track], kind: str
             if not others:
                 raise HeroError("kind 'other_task' needs rollouts of two tasks or more; collect some of another task")
             demo = others[0]
+        if demo is not None and demo.actions == rollout.actions:
+            demo = None
         found.append(Told(texts=(None,) * len(mine.due)) if demo is None else vary(demo, kind, mine.due_turns))
     return found
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hero_mini import reflect
 from hero_mini.config import ARMS, Arm, TrainConfig
-from hero_mini.demos import demonstrations
+from hero_mini.demos import demo_shares, demonstrations
 from hero_mini.distil import distil
 from hero_mini.lora import as_teacher
 from hero_mini.models import Policy
@@ -61,7 +61,7 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
             # 3 score and 4 distil
             demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
             step = distil(student, run.optimizer, rollouts, [r.diagnoses for r in reflections], config, update, demos)
-            step["sibling_demos"] = sum(demo in rollouts for demo in demos or []) / len(rollouts)
+            step |= demo_shares(demos or [], rollouts)
             clock.lap("distilling")
             # 5 log
             row = run.log(update, rollouts, reflections, step, usage, clock)

@@ -161,6 +161,18 @@ def test_no_hint_no_score(tiny: Policy, rollouts: list[Rollout], diagnoses: Diag
     assert privileged_text(context, rollouts[0].turns[0], "success", None) is None
 
 
+@pytest.mark.parametrize("context", ["hero", "diagnosis_only", "env_feedback"])
+def test_without_a_diagnosis_a_teacher_that_always_speaks_reads_what_there_is(
+    tiny: Policy, rollouts: list[Rollout], diagnoses: Diagnoses, context: str
+) -> None:
+    hints: Sequence = [None, *diagnoses[0][1:]]
+    grown, nodes = teacher_tree(tiny, rollouts[0], context, hints, always=True)
+    for t, node in enumerate(nodes):
+        text = told(context if hints[t] else "env_feedback", rollouts[0], t, hints[t])
+        above = grown.nodes[grown.nodes[node].parent]
+        assert above.ids == tuple(tiny.message("system", text) + tiny.header())
+
+
 def test_env_feedback_needs_no_hint(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert all(s is not None for s in score_rollouts(tiny, rollouts[:1], "env_feedback")[0].logprobs)
     text = privileged_text("env_feedback", rollouts[0].turns[0], "failure", Diagnosis("harmful"))
@@ -211,7 +223,8 @@ def test_text_survives_and_forges_nothing(tiny: Policy, demo: Rollout, rollouts:
 # --- errors ----------------------------------------------------------------------------------------------------------
 def test_own_success_is_never_the_own_demonstration(tiny: Policy, demo: Rollout, rollouts: list[Rollout]) -> None:
     copied = Rollout.from_json(json.dumps(json.loads(demo.to_json())))
-    for own in (demo, copied):
+    sampled = replace(demo, turns=tuple(replace(t, logprobs=(-0.5,) * len(t.logprobs)) for t in demo.turns))
+    for own in (demo, copied, sampled):
         with pytest.raises(HeroError, match="own demonstration"):
             score_rollouts(tiny, [demo], "full_demo", demos=[own])
     with pytest.raises(HeroError, match="needs a demonstration"):

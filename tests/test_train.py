@@ -18,8 +18,9 @@ from torch import Tensor
 import hero_mini.train
 from hero_mini import envs
 from hero_mini.config import ARMS, TrainConfig
-from hero_mini.demos import demonstrations
-from hero_mini.distil import distil
+from hero_mini.demos import demo_shares, demonstrations, expert_run, siblings
+from hero_mini.distil import Lesson, distil
+from hero_mini.grpo import kl_estimate
 from hero_mini.lora import AdapterOptimizer, add_student, checkpointing
 from hero_mini.losses import token_divergence
 from hero_mini.models import Policy
@@ -240,10 +241,12 @@ def diagnosed(rollouts: Sequence[Rollout]) -> list[list[Diagnosis | None]]:
     return found
 
 
-def one_update(tiny: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence, **settings) -> tuple[dict, Policy]:
+def one_update(
+    tiny: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence, demos: Sequence | None = None, **settings
+) -> tuple[dict, Policy]:
     student = add_student(tiny, rank=4, seed=0)
     optimizer = AdapterOptimizer(student, lr=5e-3)
-    return distil(student, optimizer, rollouts, diagnoses, replace(SMALL, **settings), update=0), student
+    return distil(student, optimizer, rollouts, diagnoses, replace(SMALL, **settings), 0, demos), student
 
 
 def test_the_loss_is_the_mean_of_means(tiny: Policy, rollouts: list[Rollout]) -> None:
@@ -289,6 +292,16 @@ def test_the_student_moves_to_its_teacher(tiny: Policy, rollouts: list[Rollout],
     assert losses[-1] < 0.7 * losses[0], losses
 
 
+def moved(tiny: Policy, *, ema: bool = False) -> tuple[Policy, AdapterOptimizer]:
+    """A student that is not the frozen agent any more."""
+    student = add_student(tiny, rank=4, seed=0, ema=ema)
+    optimizer = AdapterOptimizer(student, lr=5e-3)
+    with torch.no_grad():
+        for p in optimizer.weights.values():
+            p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
+    return student, optimizer
+
+
 @pytest.mark.parametrize("teacher", ["frozen", "ema", "live"])
 @pytest.mark.parametrize("arm", ["oracle_hero", "hero_grpo"])
 def test_checkpointing_changes_no_gradient(
@@ -300,11 +313,7 @@ def test_checkpointing_changes_no_gradient(
     pair = [replace(r, task_id=rollouts[0].task_id) for r in (replace(rollouts[0], reward=1.0), rollouts[1])]
     diagnoses = [r.diagnoses for r in oracle(pair)]
     for wanted in (False, True):
-        student = add_student(tiny, rank=4, seed=0, ema=teacher == "ema")
-        optimizer = AdapterOptimizer(student, lr=5e-3)
-        with torch.no_grad():
-            for p in optimizer.weights.values():  # B = 0 would hide half of the gradient
-                p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
+        student, optimizer = moved(tiny, ema=teacher == "ema")  # B = 0 would hide half of the gradient
         kept = lambda lr, own=optimizer: found.append([p.grad.clone() for p in own.weights.values()]) or 0.0  # noqa: E731
         monkeypatch.setattr(optimizer, "step", kept)
         settings = {"arm": arm, "group": 2, "teacher": teacher, "kl": 0.1, "gradient_checkpointing": wanted}
@@ -338,14 +347,18 @@ def test_grpo_makes_the_better_rollout_likelier(tiny: Policy, rollouts: list[Rol
     assert after[0] - before[0] > after[1] - before[1]
 
 
-def total(policy: Policy, rollout: Rollout) -> float:
+def token_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
+    """(N,) nats, of all action tokens of a rollout."""
     with torch.no_grad():
-        return forward(policy, [student_tree(policy, rollout, [True] * len(rollout.turns))]).logprobs.sum().item()
+        return forward(policy, [student_tree(policy, rollout, [True] * len(rollout.turns))]).logprobs
+
+
+def total(policy: Policy, rollout: Rollout) -> float:
+    return token_logprobs(policy, rollout).sum().item()
 
 
 def with_own_logprobs(policy: Policy, rollout: Rollout) -> Rollout:
-    with torch.no_grad():
-        values = forward(policy, [student_tree(policy, rollout, [True] * len(rollout.turns))]).logprobs.tolist()
+    values = token_logprobs(policy, rollout).tolist()
     turns = []
     for turn in rollout.turns:
         own, values = values[: len(turn.token_ids)], values[len(turn.token_ids) :]
@@ -371,6 +384,118 @@ def test_the_mix_is_the_weighted_sum_of_its_parts(tiny: Policy, rollouts: list[R
     assert losses["hero_grpo", 0.25] == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
+@pytest.fixture
+def contrast(rollouts: list[Rollout]) -> list[Rollout]:
+    """A success and a failure at one task, and a rollout of another task, which has no contrast."""
+    task = rollouts[0].task_id
+    return [replace(rollouts[0], reward=1.0), replace(rollouts[1], task_id=task, reward=0.0), rollouts[2]]
+
+
+def n_tokens(rollout: Rollout) -> int:
+    return sum(len(turn.token_ids) for turn in rollout.turns)
+
+
+@pytest.mark.parametrize("arm", ["grpo", "hero_grpo"])
+@pytest.mark.parametrize("max_tokens", [1, 100_000])
+def test_the_mean_of_grpo_is_over_the_rollouts_with_contrast(
+    tiny: Policy, contrast: list[Rollout], arm: str, max_tokens: int
+) -> None:
+    """By hand: the student has not moved, so every ratio is 1 and a token's loss is minus its advantage, 1 or -1."""
+    won, lost, plain = (with_own_logprobs(tiny, r) for r in contrast)
+    expected = (n_tokens(lost) - n_tokens(won)) / (n_tokens(lost) + n_tokens(won))
+    given = [won, lost, plain], [r.diagnoses for r in oracle(contrast)]
+    result, _ = one_update(tiny, *given, arm=arm, group=2, mix=1.0, max_tokens=max_tokens)
+    assert expected != 0 and result["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_mix_without_any_contrast_is_its_share_of_the_teacher(tiny: Policy, rollouts: list[Rollout]) -> None:
+    diagnoses = [r.diagnoses for r in oracle(rollouts)]
+    teacher, _ = one_update(tiny, rollouts, diagnoses)
+    mixed, _ = one_update(tiny, rollouts, diagnoses, arm="hero_grpo", group=2, mix=0.25)
+    assert mixed["loss"] == pytest.approx(0.75 * teacher["loss"], rel=1e-4) and mixed["loss"] > 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100_000])
+@pytest.mark.parametrize("arm", ["grpo", "hero_grpo", "oracle_hero"])
+def test_the_kl_anchors_every_token_of_every_rollout(
+    tiny: Policy, contrast: list[Rollout], monkeypatch: pytest.MonkeyPatch, arm: str, max_tokens: int
+) -> None:
+    """Also those of a rollout without hint and contrast; it is a part of GRPO, and without it there is no pass."""
+    diagnoses = [*[r.diagnoses for r in oracle(contrast[:2])], [None] * len(contrast[2].turns)]
+    passes: list[int] = []
+    monkeypatch.setattr("hero_mini.distil.forward", lambda *of: passes.append(len(of[1])) or forward(*of))
+
+    def update(kl: float) -> tuple[float, int]:
+        student, optimizer = moved(tiny)
+        passes.clear()
+        config = replace(SMALL, arm=arm, group=2, mix=0.25, kl=kl, max_tokens=max_tokens)
+        return distil(student, optimizer, contrast, diagnoses, config, update=9)["loss"], sum(passes)
+
+    without, before = update(0.0)
+    anchored, after = update(0.3)
+    assert before == (2 if arm == "grpo" else 4)  # trees of the student, and of its teacher where there is one
+    student, _ = moved(tiny)
+    now, reference = (torch.cat([token_logprobs(p, r) for r in contrast]) for p in (student, tiny))
+    share = {"grpo": 1.0, "hero_grpo": 0.25, "oracle_hero": 0.0}[arm]
+    added = 0.3 * share * kl_estimate(now, reference).mean().item()
+    assert anchored - without == pytest.approx(added, rel=1e-3, abs=1e-6) and (added > 0.001) == (share > 0)
+    assert after - before == (0 if arm == "oracle_hero" else 4)  # the third one of the student, three of the reference
+
+
+def test_without_contrast_the_kl_still_pulls_back(tiny: Policy, rollouts: list[Rollout]) -> None:
+    student, optimizer = moved(tiny)
+    nothing = [[None] * len(r.turns) for r in rollouts]
+    config = replace(SMALL, arm="grpo", group=2, kl=1.0)
+    losses = [distil(student, optimizer, rollouts, nothing, config, update)["loss"] for update in range(8)]
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+def dealt(
+    tiny: Policy, rollouts: Sequence[Rollout], monkeypatch: pytest.MonkeyPatch, **settings
+) -> list[list[tuple[Rollout, float]]]:
+    """Per optimiser step of an update, its rollouts and their advantages."""
+    steps: list[list[tuple[Rollout, float]]] = []
+
+    def noted(student: Policy, lessons: Sequence[Lesson], *_: object) -> None:
+        steps.append([(one.rollout, one.advantage) for one in lessons])
+
+    monkeypatch.setattr("hero_mini.distil._descend", noted)
+    monkeypatch.setattr(AdapterOptimizer, "step", lambda *_: 0.0)
+    one_update(tiny, rollouts, [r.diagnoses for r in oracle(rollouts)], **settings)
+    return steps
+
+
+@pytest.mark.parametrize("steps, expected", [(1, 1), (3, 3), (9, 5)])
+@pytest.mark.parametrize("arm", ["grpo", "hero_grpo", "oracle_hero"])
+def test_a_group_is_dealt_into_one_step(
+    tiny: Policy, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch, arm: str, steps: int, expected: int
+) -> None:
+    many = [
+        replace(rollouts[k % 3], task_id=f"retail/train/{task}", repeat=k, reward=float(k < 1 + task % 2))
+        for task in range(5)
+        for k in range(3)
+    ]
+    found = dealt(tiny, many, monkeypatch, arm=arm, group=3, steps=steps)
+    assert len(found) == expected
+    for step in found:
+        assert sum(advantage for _, advantage in step) == pytest.approx(0)
+        ids = [rollout.task_id for rollout, _ in step]
+        assert all(ids.count(name) == 3 for name in ids)
+    assert sorted(r.task_id for step in found for r, _ in step) == sorted(r.task_id for r in many)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 99])
+def test_single_rollouts_are_dealt_as_they_always_were(
+    tiny: Policy, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Written down once more, because the committed studies have to come out again."""
+    many = [replace(rollouts[task % 3], task_id=f"retail/train/{task}") for task in range(14)]
+    cards = list(many)
+    rng(SMALL.seed, "deal", 0).shuffle(cards)
+    expected = [cards[step::steps] for step in range(min(steps, 14))]
+    assert [[r for r, _ in step] for step in dealt(tiny, many, monkeypatch, steps=steps)] == expected
+
+
 def test_steps_share_the_rollouts(tiny: Policy, rollouts: list[Rollout]) -> None:
     diagnoses = [r.diagnoses for r in oracle(rollouts)]
     once, _ = one_update(tiny, rollouts, diagnoses)
@@ -391,6 +516,17 @@ def test_hint_density(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert share == pytest.approx({"all": 1.0, "given": given / turns, "blamed": blamed / turns})
 
 
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.context not in (None, "full_demo")])
+def test_all_hints_means_all_turns_in_every_arm(tiny: Policy, rollouts: list[Rollout], arm: str) -> None:
+    """A turn without a diagnosis is taught by the observation and the outcome, also if the whole rollout has none."""
+    nothing = [[None] * len(r.turns) for r in rollouts]
+    settings = {"arm": arm, "group": 2, "mix": 0.0}  # the teacher alone
+    result, _ = one_update(tiny, rollouts, nothing, hints="all", **settings)
+    assert result["hinted"] == 1 and result["loss"] > 0
+    observed, _ = one_update(tiny, rollouts, nothing, arm="env_feedback")
+    assert result == pytest.approx(observed)
+
+
 def test_learning_from_failures_only(tiny: Policy, rollouts: list[Rollout]) -> None:
     won, lost = replace(rollouts[0], reward=1.0), replace(rollouts[1], reward=0.0)
     diagnoses = [r.diagnoses for r in oracle([won, lost])]
@@ -408,6 +544,53 @@ def test_a_demonstration_is_never_ones_own(tiny: Policy, rollouts: list[Rollout]
         first, second = demonstrations(tiny, [won, lost], replace(SMALL, arm="full_demo", demo=source))
         assert first.success and first.task_id == won.task_id and first != won
         assert second == won if source == "sibling" else second.success and second != won
+
+
+@pytest.fixture
+def perfect(tiny: Policy) -> Rollout:
+    """The expert's actions as an agent samples them: their log-probabilities are not the script's."""
+    return with_own_logprobs(tiny, expert_run(tiny, "retail", "retail/train/0"))
+
+
+def test_who_acts_like_the_expert_has_no_demonstration(tiny: Policy, perfect: Rollout) -> None:
+    expert = expert_run(tiny, "retail", perfect.task_id)
+    assert perfect.turns != expert.turns and perfect.actions == expert.actions
+    twin = replace(perfect, repeat=1, turns=expert.turns)
+    detour = replace(perfect, repeat=2, turns=(*perfect.turns[:1], *perfect.turns))
+    given = [perfect, twin, detour]
+    assert siblings(perfect, given) == [detour] and siblings(detour, given) == [perfect, twin]
+    config = replace(SMALL, arm="full_demo")
+    assert demonstrations(tiny, given, config) == [None, None, expert]
+    assert demonstrations(tiny, [perfect, twin], replace(config, demo="sibling")) == [None, None]
+    demos = demonstrations(tiny, given, replace(config, demo="sibling"))
+    assert demos[:2] == [detour, detour] and demos[2] in (perfect, twin)
+    assert demo_shares(demos, given) == {"sibling_demos": 1, "no_demo": 0}
+    assert demo_shares([None, perfect, expert], given) == {"sibling_demos": 0.5, "no_demo": pytest.approx(1 / 3)}
+    assert demo_shares([None], given[:1]) == {"sibling_demos": 0, "no_demo": 1}
+
+
+@pytest.mark.parametrize("hints", ["given", "all"])
+def test_without_a_demonstration_a_rollout_is_not_taught(
+    tiny: Policy, rollouts: list[Rollout], perfect: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hints: str
+) -> None:
+    settings = {"arm": "full_demo", "hints": hints, "tasks": 2, "updates": 1}
+    episodes = {"both": [rollouts[1], perfect], "neither": [perfect, perfect]}
+    for name, own in episodes.items():
+        monkeypatch.setattr(hero_mini.train, "collect", lambda *_, own=own, **__: own)
+        train(tiny, replace(SMALL, **settings), tmp_path / name)
+    both, neither = (metrics(tmp_path / name).iloc[0] for name in episodes)
+    other = len(rollouts[1].turns)
+    assert both["hinted"] == pytest.approx(other / (other + len(perfect.turns)))
+    assert both["no_demo"] == 0.5 and both["sibling_demos"] == 0 and both["grad_norm"] > 0
+    assert neither["no_demo"] == 1 and (neither[["hinted", "loss", "grad_norm", "tokens_training"]] == 0).all()
+    demos = demonstrations(tiny, [rollouts[1]], replace(SMALL, **settings))
+    alone, _ = one_update(tiny, [rollouts[1]], [()], demos, **settings)
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+def test_the_arm_with_demonstrations_asks_for_them(tiny: Policy, rollouts: list[Rollout]) -> None:
+    with pytest.raises(HeroError, match="pass demos="):
+        one_update(tiny, rollouts, [[None] * len(r.turns) for r in rollouts], arm="full_demo")
 
 
 def test_the_budget_ends_a_run(tiny: Policy, tmp_path: Path) -> None:
