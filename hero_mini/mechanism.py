@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import tree
-from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
 from hero_mini.evaluate import interval
 from hero_mini.models import Policy
 from hero_mini.probe import auc_interval
@@ -32,7 +31,6 @@ from hero_mini.track import Track
 from hero_mini.tree import Tree
 
 STUDENT = "student"  # the context in which nothing is told
-ENDINGS = (CLOSING, str(OUT_OF_SCOPE))  # with the last action of the reference: what closes a conversation
 MASSES = ("due", "ahead", "behind", "other", "ending", "unseen")
 
 
@@ -71,7 +69,7 @@ def measure(
     teachers: name -> what it is told, per rollout
     """
     rows, own = [], []
-    candidates = [tuple(dict.fromkeys((*mine.steps, *ENDINGS))) for mine in tracks]
+    candidates = [tuple(dict.fromkeys((*mine.steps, *mine.endings))) for mine in tracks]
     for context, told in {STUDENT: [Told()] * len(rollouts), **teachers}.items():
         built = [place_tree(policy, *given) for given in zip(rollouts, told, candidates, strict=True)]
         scores = tree.logprobs(policy, [grown for grown, _ in built], max_tokens=max_tokens)
@@ -86,7 +84,7 @@ def measure(
                 own.append({"context": context, "rollout": i, "turn": t + 1, "good": good, "own": sampled})
                 for k, (action, logprob) in enumerate(zip(actions, logprobs, strict=True), 1):
                     step = k if k <= len(mine.steps) else 0
-                    ends, unseen = step == len(mine.steps) or action in ENDINGS, action in mine.unseen[t]
+                    ends, unseen = step == len(mine.steps) or action in mine.endings, action in mine.unseen[t]
                     rows.append({**turn, "step": step, "mass": np.exp(logprob), "ends": ends, "unseen": unseen})
     table = pd.DataFrame(rows)
     return table, turn_rows(table, pd.DataFrame(own))
@@ -97,8 +95,8 @@ def turn_rows(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
 
     due, ahead, behind, other: probability of the step that is due, of later ones, of earlier ones, of anything else
     place, place_error: mean step, given that the action is one of the run's; place - at_step
-    ending: probability of closing the conversation (a transfer, the closing message, the run's last action) although
-        something else is due
+    ending: probability of closing the episode (by what closes it in this environment, such as a transfer or a
+        purchase, or by the run's last action) although something else is due
     unseen: probability of the run's actions that name an id which the student has not been shown
     edge: log π_T - log π_S of the student's own action in nats; good: the oracle calls that action necessary
     """

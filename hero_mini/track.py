@@ -22,6 +22,7 @@ class Track:
     due: tuple[int, ...]  # the step that the expert would take in the student's place, from 0
     on_path: tuple[bool, ...]  # so far the student has taken the reference's actions, each in its turn
     unseen: tuple[frozenset[str], ...]  # steps that name an id which no observation has shown the student yet
+    endings: tuple[str, ...]  # what closes an episode in this environment, with the reference's last action
 
     @property
     def due_turns(self) -> list[int]:
@@ -30,14 +31,22 @@ class Track:
         return [actions.index(self.steps[step]) for step in self.due]
 
 
+# A price, or a number of three digits at most, perhaps with a unit: how much or how many, which names nothing.
+_AMOUNT = re.compile(r"\$.*|\d{1,3}(\.\d+)?[a-z]*")
+
+
 def names(text: str) -> set[str]:
-    """The ids in a text: words that hold a digit or an @.
+    """The ids in a text: words that hold a digit or an @ and are no amount (our choice).
+
+    Four digits are an id, since items and zip codes are such numbers.
 
     >>> sorted(names("I will return item 7731 of #W1234 to paypal_31, not a.b@mail.com."))
     ['#W1234', '7731', 'a.b@mail.com', 'paypal_31']
+    >>> sorted(names("B52 Nord vegan shampoo $66, size: 3 oz; F4C3 HAT35 05-20, 2 bags, booked 30h ago"))
+    ['05-20', 'B52', 'F4C3', 'HAT35']
     """
-    words = (word.strip(".-") for word in re.findall(r"[\w#@.-]+", text))
-    return {word for word in words if re.search(r"[\d@]", word)}
+    words = (word.strip(".-") for word in re.findall(r"[\w#@$.-]+", text))
+    return {word for word in words if re.search(r"[\d@]", word) and not _AMOUNT.fullmatch(word)}
 
 
 def track(policy: Policy, rollout: Rollout) -> Track:
@@ -68,7 +77,7 @@ def track(policy: Policy, rollout: Rollout) -> Track:
             raise HeroError(
                 f"turn {number} of {rollout.task_id} is answered otherwise here than when it was sampled; collect again"
             )
-    return Track(run, steps, tuple(due), tuple(on_path), tuple(unseen))
+    return Track(run, steps, tuple(due), tuple(on_path), tuple(unseen), world.endings)
 
 
 def _plain(action: str) -> str:

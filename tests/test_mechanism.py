@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -11,7 +12,8 @@ import torch
 
 from hero_mini import envs, figures, figures_demo
 from hero_mini.demos import expert_run
-from hero_mini.envs.tau_script import CLOSING
+from hero_mini.envs.airline import NEW_CERTIFICATES
+from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
 from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection, oracle
@@ -29,6 +31,9 @@ def scripted(policy: Policy, task_id: str, *actions: str, max_turns: int = 10) -
     left = list(actions)
     world = envs.make("retail", max_turns=max_turns)
     return play(policy, world, world.task_named(task_id), lambda e: left.pop(0) if left else str(e.expert()))
+
+
+every_world = pytest.mark.parametrize("world", ("retail", "airline", "webshop"))
 
 
 def of_family(family: str) -> str:
@@ -96,6 +101,59 @@ def test_ids_are_seen_when_an_observation_has_named_them(tiny: Policy, task_id: 
     for turn, hidden in zip(run.turns, mine.unseen, strict=True):
         assert turn.action not in hidden
     assert all(later <= earlier for earlier, later in zip(mine.unseen, mine.unseen[1:], strict=False))
+
+
+# --- what is an id ---------------------------------------------------------------------------------------------------
+def ids_of(task: envs.Task) -> set[str]:
+    """Everything that has a name in the private data of a task: the oracle."""
+    if "shop" in task.world:
+        return {product.id for product in task.world["shop"]}
+    db, found = task.world["db"], set()
+    for key, user in db["users"].items():
+        found |= {key, *(user[k] for k in ("email", "zip") if k in user)}
+        found |= set(user.get("payments", user.get("payment_methods", ())))
+    found |= {*db.get("orders", ()), *db.get("products", ()), *db.get("reservations", ()), *db.get("flights", ())}
+    found |= {item for product in db.get("products", {}).values() for item in product["variants"]}
+    found |= {date for flight in db.get("flights", {}).values() for date in flight["dates"]}
+    return found | (set(NEW_CERTIFICATES) if "flights" in db else set())
+
+
+@every_world
+def test_ids_are_what_the_world_has_a_name_for(tiny: Policy, world: str) -> None:
+    """In the expert's runs, against the private data: all ids and nothing else, so that amounts can be read."""
+    for task in envs.make(world).tasks("train", 25):
+        run = expert_run(tiny, world, task.id)
+        text = "\n".join(part for t in run.turns for part in (t.observation, t.action, t.next_observation))
+        known = {i for i in ids_of(task) if re.search(rf"(?<![\w.@#-]){re.escape(i)}(?![\w@])", text)}
+        assert names(text) == known, task.id
+        masked = demonstration_text(vary(run, "masked", range(len(run.turns))).run)
+        assert not any(i in masked for i in known)
+        for amount in (r"\$\d+", r"\b\d+ (?:oz|bags|paid)", r"\b\d+h ago", r"Page \d of \d"):
+            assert re.findall(amount, masked) == re.findall(amount, demonstration_text(run)), (task.id, amount)
+
+
+def test_what_is_masked_in_the_shop(tiny: Policy) -> None:
+    """Products are hidden, the wish and the prices are not: the order of the steps can be read, no product copied."""
+    task = envs.make("webshop").tasks("train", 1)[0]
+    run = expert_run(tiny, "webshop", task.id)
+    masked = vary(run, "masked", range(len(run.turns))).run
+    products = {f"click[{product.id}]" for product in task.world["shop"]}
+    assert products & {t.action for t in run.turns}
+    assert [t.action for t in masked.turns] == ["click[[id]]" if t.action in products else t.action for t in run.turns]
+    assert masked.turns[0].observation == run.turns[0].observation  # the wish, with its options and its limit
+    results, hidden = run.turns[1].observation.split("\n"), masked.turns[1].observation.split("\n")
+    assert hidden[0] == results[0] and hidden[-1] == results[-1]  # the number of the page, the buttons
+    assert hidden[1:-1] == [f"[id] {line.split(' ', 1)[1]}" for line in results[1:-1]]
+    assert all(re.search(r"\$\d+$", line) for line in hidden[1:-1])
+
+
+@every_world
+def test_the_expert_names_nothing_it_has_not_been_shown(tiny: Policy, world: str) -> None:
+    for task in envs.make(world).tasks("train", 15):
+        mine = track(tiny, expert_run(tiny, world, task.id))
+        for turn, hidden in zip(mine.run.turns, mine.unseen, strict=True):
+            assert turn.action not in hidden, task.id
+    assert any(hidden for hidden in mine.unseen)  # at first, what the later steps name is not shown yet
 
 
 def test_a_rollout_of_another_world_is_refused(tiny: Policy, task_id: str) -> None:
@@ -193,11 +251,11 @@ def test_measure_covers_every_turn_of_every_teacher(tiny: Policy, rollouts: list
     mean = turns[turns["context"] == "next"].groupby("task")["due"].mean().mean()
     row = numbers[(numbers["context"] == "next") & (numbers["number"] == "due")].iloc[0]
     assert row["value"] == pytest.approx(mean) and row["n"] == 2
-    for fig in (
-        figures_demo.place_figure(cells, [STUDENT, "full_demo", "hero"]),
-        figures_demo.mass_figure(numbers, {"ahead": "ahead", "place_error": "place error"}),
+    for draw in (  # made afresh: a second drawing of the same figure may move its layout a little
+        lambda: figures_demo.place_figure(cells, [STUDENT, "full_demo", "hero"]),
+        lambda: figures_demo.mass_figure(numbers, {"ahead": "ahead", "place_error": "place error"}),
     ):
-        assert figures.render(fig) == figures.render(fig)
+        assert figures.render(draw()) == figures.render(draw())
 
 
 def test_a_turn_without_a_hint_is_not_measured(tiny: Policy, rollouts: list[Rollout]) -> None:
@@ -214,6 +272,45 @@ def test_outcomes_are_drawn_at_their_numbers() -> None:
     )
     (ax,) = figures_demo.outcome_figure(points, {"auc": "edge"}).axes
     assert [t.get_text() for t in ax.texts] == ["a", "b"] and [t.xy for t in ax.texts] == [(0.9, 0.1), (0.6, -0.2)]
+
+
+# --- endings ---------------------------------------------------------------------------------------------------------
+@every_world
+def test_the_endings_of_a_world_end_its_episodes(tiny: Policy, world: str) -> None:
+    """Each closes an episode where its time has come, and the track of a rollout knows them."""
+    task = next(
+        t for t in envs.make(world).tasks("train", 40) if not t.world.get("forbidden") and t.gold or "goal" in t.world
+    )
+    run = expert_run(tiny, world, task.id)
+    endings = envs.make(world).endings
+    assert track(tiny, run).endings == endings
+    for ending in endings:
+        env = envs.make(world, max_turns=50)
+        env.reset(options={"task": task})
+        for turn in run.turns[:-1]:
+            env.step(turn.action)
+        assert env.step(ending)[2], ending
+
+
+def test_retail_and_airline_end_as_before(tiny: Policy) -> None:
+    for world in ("retail", "airline"):
+        assert envs.make(world).endings == (CLOSING, str(OUT_OF_SCOPE))
+    assert envs.make("webshop").endings == ("click[Buy Now]",)
+
+
+def test_in_the_shop_the_purchase_is_the_ending(tiny: Policy) -> None:
+    """No candidate comes from another world, and what ends too soon is the probability of buying."""
+    tasks = envs.make("webshop").tasks("train", 2)
+    rollouts = [scripted_episode(tiny, t, rng(0, "test", t.index), WarmupConfig()).rollout for t in tasks]
+    rollouts = [replace(r, turns=r.turns[:3]) for r in rollouts]
+    tracks = [track(tiny, r) for r in rollouts]
+    table, turns = measure(tiny, rollouts, tracks, {})
+    assert all(mine.steps[-1] == "click[Buy Now]" for mine in tracks)
+    assert (table["step"] > 0).all() and (table["ends"] == (table["step"] == table["n_steps"])).all()
+    for turn in turns.to_dict("records"):
+        mine = table[(table["rollout"] == turn["rollout"]) & (table["turn"] == turn["turn"])]
+        bought = mine.loc[mine["step"] == mine["n_steps"], "mass"].item()
+        assert turn["ending"] == pytest.approx(bought if turn["at_step"] != turn["n_steps"] else 0.0)
 
 
 # --- demonstrations --------------------------------------------------------------------------------------------------
@@ -253,6 +350,21 @@ def test_where_a_demonstration_comes_from(tiny: Policy) -> None:
         demonstrated(rollouts[:2], tracks[:2], "other_task")
     with pytest.raises(HeroError, match="did you mean 'truncated'"):
         demonstrated(rollouts, tracks, "trunkated")
+
+
+def test_a_rollout_never_reads_its_own_run(tiny: Policy, rollouts: list[Rollout], task_id: str) -> None:
+    """Also if the agent sampled it, so that its log-probabilities are not the script's."""
+    run = expert_run(tiny, "retail", task_id)
+    turns = tuple(replace(t, logprobs=(-0.5,) * len(t.logprobs)) for t in run.turns)
+    both = [replace(run, turns=turns), next(r for r in rollouts if r.task_id != task_id)]
+    tracks = [track(tiny, r) for r in both]
+    for kind in KINDS:
+        mine, other = demonstrated(both, tracks, kind)
+        assert (mine.run is None and mine.texts == (None,) * len(turns)) == (kind != "other_task"), kind
+        assert kind == "sibling" or other.run is not None or None not in other.texts
+    _, measured = measure(tiny, both, tracks, {"full_demo": demonstrated(both, tracks, "expert")})
+    shown = measured[measured["context"] == "full_demo"]
+    assert shown["rollout"].unique().tolist() == [1] and len(shown) == len(both[1].turns)
 
 
 def test_all_teachers_have_names(tiny: Policy, rollouts: list[Rollout]) -> None:

@@ -16,7 +16,6 @@ from hero_mini.envs import webshop_pages as pages
 from hero_mini.envs.base import MAX_ACTION_CHARS
 from hero_mini.envs.webshop import NO_RESULTS, SEARCH_PAGE, WebShop, reward_parts, total
 from hero_mini.envs.webshop_catalogue import BACK, BUY, FAMILIES, INVALID, SHELF, Product, make_task, wishes
-from hero_mini.envs.webshop_rules import RULES, fidelity
 from hero_mini.envs.webshop_script import wish
 from hero_mini.reflect import oracle, parse_reflection
 from hero_mini.rollout import Rollout, Turn
@@ -217,13 +216,74 @@ def test_search_reads_title_texts_and_options() -> None:
     assert all("x-large" in str(p.options) for p in (everything[i] for i in env.engine("x-large")))
 
 
+def on_every_page(task: Task) -> dict[str, WebShop]:
+    """An episode on the search page, a second page of results, an item with a chosen value, and its texts."""
+    item = on_item(task)
+    item.step(f"click[{next(iter(item.values()))}]")
+    found = {"search": at(task), "results": at(task, f"search[{wish(at(task))}]", "click[Next >]"), "item": item}
+    for page in ("Description", "Features"):
+        found[page] = item.clone()
+        found[page].step(f"click[{page}]")
+    return found
+
+
 def test_strict_upstream_shows_the_page_again() -> None:
+    """What the agent reads is silent; what is known about the turn is not."""
+    for page, env in on_every_page(of_family("plain")).items():
+        for action in ("click[nothing]", "hello", "search[ ]", "x" * (MAX_ACTION_CHARS + 1), "click[Next >]"):
+            if (page, action) == ("results", "click[Next >]") and "Next >" in env.buttons():
+                continue
+            strict, open_ = env.clone(), env.clone()
+            strict.strict_upstream = True
+            observation, *silent, info = strict.step(action)
+            assert observation == env.show() and strict.place() == env.place(), (page, action)
+            assert (info["valid"], info["changed"], info["error"]) == (False, False, INVALID)
+            assert open_.step(action) == (INVALID, *silent, info)  # the mini's own rules differ in what is said alone
+
+
+def test_strict_upstream_searches_on_every_page() -> None:
     task = of_family("plain")
-    for env in (at(task, strict_upstream=True), on_item(task)):
-        env.strict_upstream = True
-        page = env.show()
-        observation, _, _, _, info = env.step("click[nothing]")
-        assert observation == page and info["error"] == INVALID and not info["valid"]
+    for page, env in on_every_page(task).items():
+        words = f"search[{env.goal.kind}]"
+        results = at(task, words)
+        assert page == "search" or env.clone().step(words)[0] == INVALID
+        strict = env.clone()
+        strict.strict_upstream = True
+        observation, reward, terminated, _, info = strict.step(words)
+        assert observation == results.show() and strict.place() == results.place()
+        assert (reward, terminated) == (0.0, False)
+        assert (info["valid"], info["changed"], info["error"]) == (True, True, None)
+        assert str(strict.expert()).startswith("click[B")  # the task goes on
+        nothing = env.clone()
+        nothing.strict_upstream = True
+        observation, _, _, _, info = nothing.step("search[qwertz]")
+        assert observation == info["error"] == NO_RESULTS and nothing.place() == env.place()
+        assert info["valid"] and not info["changed"]
+
+
+def test_strict_upstream_judges_a_search_by_what_it_gives_up() -> None:
+    task = of_family("plain")
+    first = f"search[{wish(at(task))}]"
+    env = at(task, first, strict_upstream=True)
+    judged = [env.clone().step(s)[4]["oracle"] for s in (first, f"search[{env.goal.kind}]")]
+    assert (judged[0]["verdict"], judged[0]["cause"]) == ("unnecessary", "the same results")
+    assert judged[1]["verdict"] == "necessary"
+    env.step(str(env.expert()))
+    assert env.page == "item"
+    left = env.step(f"search[{env.goal.kind}]")[4]["oracle"]
+    assert (left["verdict"], left["cause"], left["better"]) == (
+        "unnecessary", "left the right product", f"click[{next(iter(task.world['goal'].options.values()))}]",
+    )  # fmt: skip
+
+
+def test_strict_upstream_episodes_hold_together() -> None:
+    for task in tasks(30):
+        assert episode(task, expert, strict_upstream=True)[1] == episode(task, expert)[1]
+        _, steps, _ = episode(task, bad_habits(task.index, 0.4), max_turns=15, strict_upstream=True)
+        assert steps[-1][2] == second_opinion(task, steps)
+        for _, observation, _, _, info in steps:
+            assert observation not in (INVALID, "") and (info["error"] is None or not info["changed"])
+            assert info["valid"] == (info["error"] != INVALID) == (info["oracle"]["verdict"] != "invalid")
 
 
 # --- what the agent is told ------------------------------------------------------------------------------------------
@@ -321,8 +381,3 @@ def test_by_hand_in_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Your score: 1.00" in row.children[0].value and buttons.children == ()
     again.click()
     assert row.children[0].value == first
-
-
-def test_fidelity() -> None:
-    table = fidelity(3)
-    assert len(table) == len(RULES) and table["holds"].all(), table

