@@ -26,7 +26,8 @@ from hero_mini.embedded import NAME, embedded_model
 from hero_mini.runtime import HeroError, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
-WARMUP = Path(__file__).parent / "adapters" / "warmup"  # the adapter shipped for the default model
+SHIPPED = Path(__file__).parent / "adapters"  # warm-ups of the default model
+WARMUP = SHIPPED / "warmup"  # the default one
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -121,8 +122,9 @@ def load_policy(
     adapters = []  # in the order in which they are merged
     if adapter is not None and (is_default or str(adapter) != "default"):
         adapters = [_adapter(WARMUP if str(adapter) == "default" else adapter)]
-        if is_default and adapters[0][1].base_model_name_or_path == f"{NAME}+{WARMUP.name}":
-            adapters.insert(0, _adapter(WARMUP))  # it was trained on the warmed-up model
+        made_for, _, warmup = (adapters[0][1].base_model_name_or_path or "").partition("+")
+        if is_default and made_for == NAME and (SHIPPED / warmup / "adapter_config.json").is_file():
+            adapters.insert(0, _adapter(SHIPPED / warmup))  # it was trained on the warmed-up model
 
     name = NAME if is_default else str(model)
     # a merge is done in float32 and rounded once
@@ -133,7 +135,7 @@ def load_policy(
         parameter.data = parameter.data.to(kind)
     network.config.dtype = kind
     network.name_or_path = name  # peft writes it into adapters trained on this policy
-    warmed_up = WARMUP.as_posix() in {Path(where).as_posix() for where, _ in adapters}
+    warmed_up = any(Path(where).resolve().parent == SHIPPED.resolve() for where, _ in adapters)
     return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hero_mini import envs
 from hero_mini.config import WarmupConfig
-from hero_mini.envs.base import Action, Task
+from hero_mini.envs.base import Action, Task, task_id
 from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
@@ -70,8 +70,10 @@ def episode_example(
 ) -> Example:
     """Acting at every turn, reflecting at the end and, with `branches`, one example of each local context.
 
-    A turn teaches the expert's action and a bad habit, in the shares of the scripted agent: what it happened to do
-    stands on the trunk, the other one on a branch. So a state always tells what is best there.
+    A turn teaches the expert's action and a bad habit, in the shares of `config.skill`: what the scripted agent did
+    stands on the trunk, the other one on a branch. So a state always tells what is best there, and the episodes
+    themselves may hold more mistakes than are taught: the model gets into states after mistakes often, where it has to
+    act and whose turns it has to judge (the reason for DAgger, Ross et al. 2011).
     """
     rollout = episode.rollout
     tree = Tree()
@@ -166,9 +168,9 @@ def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
     found = []
     for index in range(first, first + config.batch):
         name = config.envs[index % len(config.envs)]
-        task = envs.make(name).task_named(f"{name}/warmup/{index}")
+        task = envs.make(name).task_named(task_id(name, "warmup", index, config.seed))  # a later stage meets new ones
         draw = rng(config.seed, "warmup", index)
-        episode = scripted_episode(policy, task, draw, config)
+        episode = scripted_episode(policy, task, draw, replace(config, skill=config.trunk_skill))
         found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
         if config.demo_every and index % config.demo_every == 0:
             demo = demo_example(policy, task, draw, config)

@@ -132,17 +132,18 @@ def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         load_policy()
 
 
-def test_adapter_on_top_of_the_warm_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter trained on the warmed-up default model brings the warm-up along."""
+@pytest.mark.parametrize("name", ["warmup", "another"])
+def test_adapter_on_top_of_a_warm_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An adapter trained on the default model with one of the shipped warm-ups brings that warm-up along."""
     monkeypatch.setattr(models, "embedded_model", lambda: folder)
     monkeypatch.setattr(models, "NAME", "tiny")
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "shipped")
     plain = load_policy(adapter=None, dtype="float32")
-    monkeypatch.setattr(models, "WARMUP", make_adapter(plain.model, "tiny", tmp_path / "warmup"))
-    warm = load_policy(dtype="float32")
-    assert warm.name == warm.model.name_or_path == "tiny+warmup"
+    warm = load_policy(adapter=make_adapter(plain.model, "tiny", tmp_path / "shipped" / name), dtype="float32")
+    assert warm.name == warm.model.name_or_path == f"tiny+{name}"
     trained = make_adapter(warm.model, warm.name, tmp_path / "trained")
     agent = load_policy(adapter=trained, dtype="float32")
-    assert agent.name == "tiny+warmup+trained"
+    assert agent.name == f"tiny+{name}+trained"
     assert agent.warmed_up and warm.warmed_up and not plain.warmed_up
 
 
