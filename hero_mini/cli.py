@@ -130,12 +130,18 @@ def build_parser() -> Parser:
         "study",
         commands.study,
         "Train and evaluate a list of runs, and gather the results.\n\n"
-        "A study that was interrupted goes on when called again; finished runs are skipped.",
+        "A study that was interrupted goes on when called again; finished runs are skipped. The results in\n"
+        "figures/data are those of the preset full and the embedded model: other tables go to a folder of their own.",
     )
-    sub.add_argument("name", help="which one: see hero_mini/study.py")
+    sub.add_argument("name", help="which one: see hero_mini/studies.py")
+    sub.add_argument("--model", default="default", help="the embedded model (default), a hub id, or a folder")
     sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
     sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
-    sub.add_argument("--data", type=Path, default=Path("figures/data"), help="where the tables go")
+    sub.add_argument(
+        "--data",
+        type=Path,
+        help="where the tables go (default: figures/data, or data-<preset> in the folder of --runs)",
+    )
     sub.add_argument("--engine", default="local", choices=("local", "ray"), help="a run at a time, or a Ray cluster")
     sub.add_argument("--cpus", type=positive, help="ray: cores of a run (default: as many as are here)")
     sub.add_argument("--gpus", type=float, default=0, help="ray: GPUs of a run")

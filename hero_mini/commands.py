@@ -154,7 +154,9 @@ def study(options: argparse.Namespace) -> None:
     from hero_mini.study import study
 
     engine = local if options.engine == "local" else partial(on_ray, cpus=options.cpus, gpus=options.gpus)
-    table = study(options.name, options.preset, runs=options.runs, data=options.data, engine=engine)
+    results = options.preset == "full" and options.model == "default"  # all else must not take their place
+    data = options.data or (Path("figures/data") if results else options.runs / f"data-{options.preset}")
+    table = study(options.name, options.preset, runs=options.runs, data=data, engine=engine, model=options.model)
     print(table.to_string(index=False))
     if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
         raise HeroError(f"{len(failed)} runs did not finish ({', '.join(failed)}); the same command tries them again")

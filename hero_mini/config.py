@@ -56,13 +56,13 @@ class TrainConfig:
     weight: float = 0.5  # of the teacher in the JSD's mixture
     top_k: int | None = None  # None: the full vocabulary
     outcomes: str = "all"  # rollouts that train: "all", or those that ended in "success" or "failure"
-    hints: str = "given"  # turns that train: "given" a hint, only the "blamed" ones, or "all"
+    hints: str = "given"  # turns that train: "given" a hint, only the "blamed", or "all": the rest by what came back
     teacher: str = "frozen"  # or "ema", or "live"
     ema_decay: float = 0.95  # per update
     demo: str = "expert"  # of full_demo; or "sibling": another success on the same task where there is one
     advantage: str = "group_std"  # of GRPO; or "group_mean"
     clip: float = 0.2  # of GRPO's probability ratio
-    kl: float = 0.0  # weight of GRPO's KL to the frozen agent
+    kl: float = 0.0  # weight of GRPO's KL to the frozen agent, a mean over all action tokens
     mix: float = 0.5  # GRPO's share where a teacher and the reward are mixed
     max_tokens: int = 4096  # padded tokens per forward pass
     gradient_checkpointing: bool = False  # less memory, slower: see `lora.checkpointing`
@@ -104,6 +104,7 @@ class WarmupConfig:
     episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
+    trunk_skill: float = 0.45  # the same share in the episodes themselves: the model gets into states after mistakes
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
@@ -136,15 +137,16 @@ class Sizes:
     rollouts: int  # rollouts (or tasks, on the command line) that are looked at, reflected on and scored
     updates: int  # updates of a training run
     tasks: int  # tasks per update
+    budget: int  # turns in the environment that a training run of a study gets, instead of a number of updates
     eval_tasks: int  # held-out tasks of an evaluation
     seeds: int  # training runs of one kind
     headline_seeds: int  # training runs of each arm in the main comparison
 
 
 SIZES = {
-    "smoke": Sizes(rollouts=4, updates=1, tasks=2, eval_tasks=4, seeds=1, headline_seeds=1),
-    "quick": Sizes(rollouts=12, updates=3, tasks=16, eval_tasks=60, seeds=1, headline_seeds=1),
-    "full": Sizes(rollouts=200, updates=6, tasks=24, eval_tasks=200, seeds=3, headline_seeds=5),
+    "smoke": Sizes(rollouts=4, updates=1, tasks=2, budget=10, eval_tasks=4, seeds=1, headline_seeds=1),
+    "quick": Sizes(rollouts=12, updates=3, tasks=16, budget=380, eval_tasks=60, seeds=1, headline_seeds=1),
+    "full": Sizes(rollouts=200, updates=5, tasks=16, budget=600, eval_tasks=200, seeds=3, headline_seeds=5),
 }
 
 

@@ -1,12 +1,16 @@
 """Where the runs of a study are worked on: one after the other on this machine, or side by side on a Ray cluster.
 
 An engine takes the planned jobs and a function that does one of them, and yields each job with its outcome as soon as
-it is there. `begin` is called with a job when it is handed over.
+it is there. `begin` is called with a job when it is handed over. `call` runs a command of a job.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -23,6 +27,20 @@ def local(
     for job in jobs:
         begin(job)
         yield job, do(job)
+
+
+def call(command: Sequence[str]) -> int:
+    """Run a command, which on Linux is killed when this process is; returns its exit status."""
+    if sys.platform != "linux":  # a training that is left over keeps the lock of its folder, see `run.Run`
+        return subprocess.run(command, check=False).returncode
+    control, us, set_deathsig = ctypes.CDLL(None).prctl, os.getpid(), 1  # PR_SET_PDEATHSIG
+
+    def die_with_us() -> None:
+        control(set_deathsig, signal.SIGKILL)
+        if os.getppid() != us:  # it was too late
+            os._exit(1)
+
+    return subprocess.run(command, check=False, preexec_fn=die_with_us).returncode
 
 
 def on_ray(

@@ -34,7 +34,7 @@ class Credit:
 
     def scored(self, context: str) -> list[list[float] | None]:
         """log π_T − log π_S per turn and token, in nats; None where the teacher is told nothing."""
-        if context == "full_demo" and self.demo.turns == self.rollout.turns:  # nothing to copy but itself
+        if context == "full_demo" and self.demo.actions == self.rollout.actions:  # nothing to copy but itself
             return [None] * len(self.rollout.turns)
         (told,) = score_rollouts(self.policy, [self.rollout], context, [self.diagnoses], [self.demo])
         both = zip(told.logprobs, self.student.logprobs, strict=True)

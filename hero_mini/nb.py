@@ -15,6 +15,7 @@ from hashlib import sha256
 from html import escape
 from importlib.metadata import version
 from itertools import cycle
+from math import exp
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -92,11 +93,15 @@ def source(*objects: object) -> None:
 
 
 def table(df: pd.DataFrame, caption: str = "") -> None:
-    """A table with three decimals at most, its caption above; words stand on the left, numbers on the right."""
+    """A table with three decimals at most, its caption above; words stand on the left, numbers on the right.
+
+    What is no more than the rounding of float64 is shown as 0.
+    """
     shown = df.copy()
     sides = cycle(["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in df.dtypes])
     for column in shown.select_dtypes("float"):
-        shown[column] = [f"{v:.3g}" if abs(v) < 1 else f"{v:.2f}" for v in shown[column]]
+        rounded = [0.0 if abs(v) < 1e-12 else v for v in shown[column]]
+        shown[column] = [f"{v:.3g}" if abs(v) < 1 else f"{v:.2f}" for v in rounded]
         shown[column] = shown[column].replace("nan", "–")
     shown = shown.astype(object).where(shown.notna(), "–")
     html = shown.to_html(index=False, border=0)  # escapes the cells
@@ -109,17 +114,36 @@ def table(df: pd.DataFrame, caption: str = "") -> None:
 
 
 def check(name: str, got: object, want: object, hint: str, *, tolerance: float = 1e-4) -> None:
-    """The verdict on an exercise: "correct", or the hint. Numbers (also in lists and tensors) may be rounded."""
+    """The verdict on an exercise: "correct", or the hint. Numbers (also in lists and tensors) may be rounded.
+
+    None and ... are never correct: nothing has been written yet.
+    """
     try:
         a, b = np.asarray(got), np.asarray(want)
         numbers = np.issubdtype(a.dtype, np.number) and np.issubdtype(b.dtype, np.number)
         right = (
             a.shape == b.shape and bool(np.allclose(a, b, atol=tolerance, equal_nan=True)) if numbers else got == want
         )
-        right = bool(right)
+        right = bool(right) and got is not None and got is not ...
     except (TypeError, ValueError):  # a reader's value may be anything
         right = False
     print(f"{name}: correct" if right else f"{name}: not yet. {hint}")
+
+
+def likelier(change: float) -> str:
+    """In words, how much likelier something has become whose log-probability changed by so many nats.
+
+    >>> likelier(0.7), likelier(-0.7), likelier(6.79), likelier(-6.79)
+    ('2.01 times as likely', '0.50 times as likely', '890 times as likely', '1/890 as likely')
+    >>> likelier(-40)
+    'less than a millionth as likely'
+    """
+    if abs(change) > 13.8:  # e^13.8 is a million
+        return "more than a million times as likely" if change > 0 else "less than a millionth as likely"
+    factor = float(f"{exp(abs(change)):.2g}")
+    if factor < 10:
+        return f"{exp(change):.2f} times as likely"
+    return f"{factor:,.0f} times as likely" if change > 0 else f"1/{factor:,.0f} as likely"
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------

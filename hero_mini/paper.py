@@ -16,7 +16,8 @@ import pandas as pd
 
 from hero_mini.config import ARMS
 from hero_mini.evaluate import by_task, interval
-from hero_mini.tables import read_table
+from hero_mini.studies import STUDIES
+from hero_mini.tables import origin, read_table
 
 NAN = float("nan")
 PAPER = pd.DataFrame(  # its main table, from secondary readings of the full text; success as a share; nan: not known
@@ -30,6 +31,7 @@ PAPER = pd.DataFrame(  # its main table, from secondary readings of the full tex
     ],
     columns=["model", "env", "arm", "success", "turns"],
 )  # fmt: skip
+TRAINED_ON = {"retail": "retail", "airline": "retail", "webshop": "webshop"}  # by the world of the test, in the paper
 PAPER_ABLATION = pd.DataFrame(  # model and benchmark are not named; the last column is our reading
     [
         ("environment feedback only", 0.304, "env_feedback"),
@@ -39,6 +41,10 @@ PAPER_ABLATION = pd.DataFrame(  # model and benchmark are not named; the last co
     columns=["in the paper", "success", "nearest here"],
 )
 VISIBLE = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # 2.8 standard errors: seen in four of five studies
+EMPTY = (  # columns of a table without rows
+    "run arm variant trained_on seed env agent table task trial success turns update env_turns no_contrast item kind "
+    "correct perplexity"
+).split()
 T975 = (NAN, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 0 to 9 degrees of freedom
 
 
@@ -61,6 +67,44 @@ def read(path: Path) -> pd.DataFrame:
     rows = rows if "variant" in rows else rows.assign(variant="")
     short = rows["variant"].str.replace(r"group=(\d+) tasks=\d+", r"G=\1", regex=True)
     return rows.assign(agent=(rows["arm"] + ", " + short).str.removesuffix(", "))
+
+
+def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
+    """All runs in the studies' tables of the folder `data`, each once, as `read` gives them; table: where it was found.
+
+    suffix: "" for test episodes, "_curves" for updates, "_ability" for its items
+    Studies share runs, so a run may stand in several tables: the first one counts, in the order of STUDIES.
+    """
+    tables = [read(path).assign(table=path.stem) for path in alike(data, suffix)]
+    if not tables:
+        return pd.DataFrame(columns=EMPTY)
+    rows = pd.concat(tables, ignore_index=True)
+    if "task" in rows:  # a setting was chosen on the others
+        rows = rows[~rows["task"].str.contains("/validation/")]
+    first = rows.groupby(["run", "env"], sort=False)["table"].transform("first")
+    return rows[rows["table"] == first].reset_index(drop=True)
+
+
+def alike(data: Path, suffix: str = "") -> list[Path]:
+    """The studies' tables in `data` that were made with the settings of the newest one, as far as both name them.
+
+    One base agent, trained by the same rules, has to be behind all rows of a comparison.
+    """
+
+    def settings(path: Path) -> dict:
+        about = origin(path)
+        return {k: about[k] for k in ("preset", "adapter") if k in about} | about.get("settings", {})  # older ones: two
+
+    paths = [path for name in STUDIES if (path := data / f"{name}{suffix}.csv").exists()]
+    newest = max(paths, key=lambda path: str(origin(path).get("date", "")), default=None)
+    wanted = settings(newest) if newest else {}
+    return [path for path in paths if all(wanted.get(k, v) == v for k, v in settings(path).items())]
+
+
+def in_world(rows: pd.DataFrame, world: str, trained_on: str | None = None) -> pd.DataFrame:
+    """The rows in a world of the base agent and of those that were trained on `trained_on`, by default that world."""
+    here = rows[rows["env"] == world]
+    return here[(here["arm"] == "base") | (here["trained_on"] == (trained_on or world))]
 
 
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ CLAIMS = [
           "lower (no number)", "-", ("retail.csv",), _gain("full_demo", "success"), _ARMS),
     Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
           "reflection only 33.9, this 30.4 %", "+", ("retail.csv",), _gain("hero", "success", "env_feedback"), _ARMS),
-    Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many episodes",
+    Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns in the environment",
           "34.7 against 33.3 %", "+", ("retail.csv",), _gain("hero", "success", "grpo"), _ARMS),
     Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
           "the observation alone (the weaker of both differences)", "higher", "+", ("ablations_retail.csv",),
@@ -258,14 +258,30 @@ def settings_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "tur
     return pd.DataFrame(found)
 
 
-def arms_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Success per arm of a study's rows: agent, value, low, high, n (tasks); the columns of `figures.success_bars`."""
+def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """The rows of every world and of every agent that was tested in it, the base agent first."""
+    agent = rows["arm"].where(rows["arm"] == "base", rows["arm"] + ", trained on " + rows["trained_on"])
+    return list(rows.groupby(["env", agent]))
+
+
+def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
+    """Mean and 95 % interval of each column for every agent in every world that it was tested in."""
     found = []
-    for arm, of_arm in rows.groupby("arm", sort=False):
-        values = by_task(of_arm, "success")
+    for (env, agent), of_agent in _by_agent(rows):
+        values = {name: by_task(of_agent, name) for name in columns}
+        cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
+        found.append({"tested in": env, "agent": agent, "seeds": len(values[columns[0]]), **cells})
+    return pd.DataFrame(found)
+
+
+def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Success of named groups of a study's rows: the columns of `figures.success_bars`."""
+    found = []
+    for name, rows in groups:
+        values = by_task(rows, "success")
         value, low, high = interval(values)
-        name = f"{arm}, {values.shape[0]} seed{'s' * (values.shape[0] > 1)}"
-        found.append({"agent": name, "value": value, "low": low, "high": high, "n": values.shape[1]})
+        agent = f"{name}, {len(values)} seed{'s' * (len(values) > 1)}"
+        found.append({"agent": agent, "value": value, "low": low, "high": high, "n": values.shape[1]})
     return pd.DataFrame(found)
 
 
@@ -275,12 +291,16 @@ def draw() -> None:
 
     def saved(source: str, make: Callable[[pd.DataFrame], object], name: str) -> None:
         if (DATA / source).exists():
-            figures.save(make(pd.read_csv(DATA / source)), f"figures/{name}")
+            figures.save(make(read_table(DATA / source)), f"figures/{name}")
+
+    def bars(groups: Iterable[tuple[str, pd.DataFrame]]) -> object:
+        return figures.success_bars(success_table(groups))
 
     figures.save(figures.pipeline_figure(), "figures/pipeline")
     saved("probe_retail/edge.csv", lambda edges: figures.edge_figure(probe.summary(edges)), "edge_retail")
     saved("probe_retail/reflection.csv", figures.reflection_table_figure, "reflection_retail")
-    saved("hero_retail.csv", lambda rows: figures.success_bars(arms_table(rows)), "hero_retail")
+    saved("hero_retail.csv", lambda rows: bars(rows.groupby("arm", sort=False)), "hero_retail")
+    saved("worlds.csv", lambda rows: bars((": ".join(name), mine) for name, mine in _by_agent(rows)), "worlds")
     saved("hero_retail_curves.csv", figures.learning_curves, "hero_retail_curves")
     saved("bench.csv", figures.bench_figure, "bench")
 
@@ -294,11 +314,12 @@ def report() -> None:
     readme = Path("README.md")
     text = render(readme.read_text(), "claims", claims_readme(claims))
     for name, source, make in (
+        ("worlds", "worlds.csv", worlds_table),
         ("turns", "hero_retail.csv", turns_table),
         ("grid", "grid_retail.csv", settings_table),
     ):
         if (DATA / source).exists():
-            text = render(text, name, markdown(make(pd.read_csv(DATA / source))))
+            text = render(text, name, markdown(make(read_table(DATA / source))))
     atomic_write(readme, text)
     guide = Path("notebooks/teaching.md")
     atomic_write(guide, render(guide.read_text(), "pages", overview()))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from hero_mini import envs
 from hero_mini.config import TrainConfig
@@ -18,7 +19,7 @@ from hero_mini.envs import Task
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
-from hero_mini.parallel import first, state, totals
+from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
@@ -38,25 +39,33 @@ class Clock:
 
 
 class Run:
-    """The student, its optimiser and its metrics; everything that is needed to continue is in `checkpoint.pt`."""
+    """The student, its optimiser and its metrics; everything that is needed to continue is in `checkpoint.pt`.
+
+    Between entry and exit the folder is this run's alone; then it goes on from what is there.
+    """
 
     def __init__(self, policy: Policy, config: TrainConfig, out: Path):
-        self.config, self.out = config, out
+        self.config, self.out, self.lock = config, out, FileLock(out / "lock")
         if config.tasks < (processes := state().num_processes):
             raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
         self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
-        described = {**asdict(config), "model": policy.name}
+        self.described = {**asdict(config), "model": policy.name}
+
+    def check(self) -> None:
+        """raises HeroError: the folder holds a run with another configuration"""
+        file, described = self.out / "config.json", self.described
         before = dict(described)
-        if (out / "config.json").exists():  # an older run does not name settings that came later: it had their defaults
-            before = {**asdict(TrainConfig()), **json.loads((out / "config.json").read_text())}
+        if file.exists():  # an older run does not name settings that came later: it had their defaults
+            before = {**asdict(TrainConfig()), **json.loads(file.read_text())}
         if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
-            raise HeroError(f"{out} holds a run with other settings ({changed}); choose another folder or delete it")
+            raise HeroError(
+                f"{self.out} holds a run with other settings ({changed}); choose another folder or delete it"
+            )
         if first():
-            atomic_write(out / "config.json", json.dumps(described, indent=1) + "\n")
-        self.restore()
+            atomic_write(file, json.dumps(described, indent=1) + "\n")
 
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
@@ -68,16 +77,38 @@ class Run:
                 self.ema.load_state(saved["ema"])
 
     def __enter__(self) -> Run:
+        """raises HeroError: another process trains in the folder, or it holds a run with another configuration"""
+        if any(gather([first() and not self.lock_folder()])):  # all processes of a run learn of it
+            raise HeroError(f"another process is training in {self.out}; wait for it or stop it")
+        try:
+            self.check()
+            self.restore()
+        except BaseException:
+            self.lock.release()
+            raise
         return self
+
+    def lock_folder(self) -> bool:
+        """Whether the folder is ours now. The operating system gives it back when the process ends, however it ends."""
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                return False
+        return True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """The trained agent is written; after a keyboard interrupt, that of the last whole update."""
-        if kind is KeyboardInterrupt:
-            self.restore()
-        if kind is None or (kind is KeyboardInterrupt and self.rows):
-            self.save()
-        if kind is None:
-            state().wait_for_everyone()  # whoever goes on may read it
+        try:
+            if kind is KeyboardInterrupt:
+                self.restore()
+            if kind is None or (kind is KeyboardInterrupt and self.rows):
+                self.save()
+            if kind is None:
+                state().wait_for_everyone()  # whoever goes on may read it
+        finally:
+            self.lock.release()
 
     @property
     def updates_done(self) -> int:

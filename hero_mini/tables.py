@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
-    """Write `table` to `path`, and to its .json twin the commit, the date, the versions and `about` (the command)."""
-    origin = {
+    """Write `table` to `path`, and its .json twin."""
+    write_origin(path, **about)
+    atomic_write(path, table.to_csv(index=False))
+
+
+def write_origin(path: Path, **about: object) -> None:
+    """Write the .json twin of a table: the commit, the date, the versions, and `about` (the command)."""
+    made = {
         "commit": commit(),
         "date": date.today().isoformat(),
         "python": platform.python_version(),
@@ -26,8 +32,7 @@ def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
         "machine": platform.machine(),
         **about,
     }
-    atomic_write(path.with_suffix(".json"), json.dumps(origin, indent=1) + "\n")
-    atomic_write(path, table.to_csv(index=False))
+    atomic_write(path.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
 
 
 def read_table(path: Path) -> pd.DataFrame:

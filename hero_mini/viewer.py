@@ -12,7 +12,7 @@ from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout, Turn
 
-BOX = "margin:.35em 0;padding:.3em .7em;border-left:.35em {style} {color};overflow-wrap:anywhere"
+BOX = "margin:.35em 0;padding:.3em .7em;border-left:.35em {style} {color};overflow-wrap:anywhere;white-space:pre-wrap"
 
 
 def as_html(
@@ -44,14 +44,19 @@ def as_text(
     """The same as plain text."""
     lines = [_headline(rollout)]
     for i, turn in enumerate(rollout.turns):
-        lines += [f"  {turn.role}: {turn.observation}", f"{i + 1} agent: {turn.action}"]
+        lines += [f"  {turn.role}: {_indented(turn.observation)}", f"{i + 1} agent: {_indented(turn.action)}"]
         if reflection:
             lines.append(f"    = {_hint(reflection.diagnoses[i])}")
         if edges and edges[i] is not None:
             lines.append(f"    log π_T − log π_S = {float(sum(edges[i])):+.2f} nats")
     if rollout.turns:
-        lines.append(f"  {rollout.turns[-1].next_role}: {rollout.turns[-1].next_observation}")
+        lines.append(f"  {rollout.turns[-1].next_role}: {_indented(rollout.turns[-1].next_observation)}")
     return "\n".join(lines)
+
+
+def _indented(text: str) -> str:
+    """A text of several lines, such as a page of the shop, under its first one."""
+    return text.replace("\n", "\n    ")
 
 
 def _headline(rollout: Rollout) -> str:

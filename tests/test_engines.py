@@ -67,18 +67,18 @@ def test_a_study_on_ray_gives_the_same_tables(cluster, tmp_path: Path, monkeypat
 
     def quick(job, folder, size) -> dict:
         """`study.run` without any training."""
-        import json
-
         import pandas as pd
+
+        from hero_mini.records import note_steps
 
         own = folder / job.name
         own.mkdir(parents=True)
         table = pd.DataFrame({"task": ["t/0", "t/1"], "trial": 0, "success": float(job.seed)})
-        for suffix, file, _ in job.files():
-            (pd.DataFrame({"update": [0, 1]}) if suffix == "_curves" else table).to_csv(own / file, index=False)
-        keys = [module._key(a, own) for a in job.commands(own, size)]
-        (own / "steps.json").write_text(json.dumps(dict.fromkeys(keys, 0.5)))
-        return {"status": "finished", "minutes": 0.5 * len(keys)}
+        steps = job.steps(own, size)
+        for step in steps:
+            (pd.DataFrame({"update": [0, 1]}) if step.suffix == "_curves" else table).to_csv(step.file, index=False)
+        note_steps(own, {step.key: {"minutes": 0.5, "commit": "abc", "date": "2026-01-01"} for step in steps})
+        return {"status": "finished", "minutes": 0.5 * len(steps)}
 
     monkeypatch.setattr(module, "run", lambda *given, **named: quick(*given, **named))
     for name, engine in (("a", local), ("b", partial(on_ray, cpus=1))):

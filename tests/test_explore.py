@@ -59,6 +59,7 @@ def test_an_edited_diagnosis_changes_its_teacher_and_no_other(credit: Credit) ->
 
 def test_a_perfect_rollout_has_no_demonstration_but_itself(tiny: Policy) -> None:
     rollout = expert_run(tiny, "retail", "retail/train/3")
+    rollout = replace(rollout, turns=tuple(replace(t, logprobs=(-0.5,) * len(t.token_ids)) for t in rollout.turns))
     assert set(Credit(tiny, rollout, oracle([rollout])[0].diagnoses).of_turn(0)) == {"env_feedback", "hero"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -21,29 +22,36 @@ PAGE = Path(__file__).parent.parent / "notebooks" / "08_paper_figures.ipynb"
 GAIN = {"base": 0.0, "hero": 0.25, "full_demo": -0.2}
 
 
-def outcomes(arm: str, variant: str = "", seeds: int = 2, tasks: int = 12) -> pd.DataFrame:
+def outcomes(
+    arm: str, variant: str = "", seeds: int = 2, tasks: int = 12, *, env: str = "retail", trained_on: str = "retail"
+) -> pd.DataFrame:
     """Held-out rows of one agent, made up."""
     draw = np.random.default_rng([len(arm), len(variant)])
     rows = pd.DataFrame([(s, f"t{t}") for s in range(seeds) for t in range(tasks)], columns=["seed", "task"])
     won = draw.random(len(rows)) < 0.4 + GAIN.get(arm, 0.1)
     return rows.assign(
+        run=[f"{arm}-{trained_on}-{variant}-{s}" for s in rows["seed"]],
         arm=arm,
         variant=variant,
-        env="retail",
+        trained_on=trained_on,
+        env=env,
         trial=0,
         success=won.astype(float),
         turns=draw.integers(3, 10, len(rows)),
     )
 
 
-def curve(arm: str, variant: str = "", seeds: int = 2, updates: int = 3) -> pd.DataFrame:
+def curve(arm: str, variant: str = "", seeds: int = 2, updates: int = 3, *, env: str = "retail") -> pd.DataFrame:
     """Training rows of one agent, made up."""
     draw = np.random.default_rng([len(arm), len(variant), 1])
     rows = pd.DataFrame([(s, u) for s in range(seeds) for u in range(updates)], columns=["seed", "update"])
     alone = "group" not in variant
     return rows.assign(
+        run=[f"{arm}-{env}-{variant}-{s}" for s in rows["seed"]],
         arm=arm,
         variant=variant,
+        trained_on=env,
+        env=env,
         success=draw.random(len(rows)),
         turns=draw.uniform(4, 9, len(rows)),
         no_contrast=1.0 if alone else draw.random(len(rows)),
@@ -146,6 +154,41 @@ def test_groups_are_read_from_the_variant(tmp_path):
     assert shares["value"][0] == 1.0 and shares["low"].between(0, 1).all()
 
 
+def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
+    """hero_retail before retail; the validation split of the grid, and tables of another base agent, stay out."""
+    base, hero, other = outcomes("base"), outcomes("hero", seeds=3), outcomes("hero", "teacher=ema")
+    other["task"] = "retail/validation/" + other["task"]
+    tables = {
+        "hero_retail": [base, hero[hero["seed"] < 2]],
+        "retail": [base.assign(success=2.0), hero.assign(success=2.0)],  # the first table counts, run by run
+        "worlds": [outcomes("base", env="airline"), outcomes("hero", env="airline")],
+        "grid_retail": [other],
+    }
+    for name, parts in tables.items():
+        pd.concat(parts).to_csv(tmp_path / f"{name}.csv", index=False)
+    rows = paper.read_all(tmp_path)
+    assert not rows.duplicated(["run", "env", "task", "trial"]).any() and set(rows["agent"]) == {"base", "hero"}
+    found = rows.groupby(["run", "env"])["table"].agg(set).astype(str).to_dict()
+    assert found["hero-retail--1", "retail"] == "{'hero_retail'}" and found["hero-retail--2", "retail"] == "{'retail'}"
+    assert found["base-retail--0", "airline"] == "{'worlds'}" and len(rows) == 2 * 24 + 3 * 12 + 24
+    about = {"hero_retail": ("old", "2026-01-01"), "retail": ("new", "2026-01-02"), "worlds": ("new", "2026-01-01")}
+    for name, (adapter, date) in about.items():
+        told = {"adapter": adapter} if adapter == "old" else {"settings": {"adapter": adapter, "lr": 1}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"date": date} | told))
+    assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}
+    assert paper.read_all(tmp_path / "nothing").empty and paper.alike(tmp_path / "nothing") == []
+
+
+def test_an_agent_is_compared_where_it_was_trained():
+    agents = [("base", "retail"), ("hero", "retail"), ("hero", "airline"), ("hero", "webshop")]
+    rows = pd.concat([outcomes(arm, env="airline", trained_on=where) for arm, where in agents])
+    own, away = paper.in_world(rows, "airline"), paper.in_world(rows, "airline", "retail")
+    assert set(own["arm"] + own["trained_on"]) == {"baseretail", "heroairline"}
+    assert set(away["arm"] + away["trained_on"]) == {"baseretail", "heroretail"}
+    assert paper.in_world(rows, "webshop").empty
+    assert set(paper.TRAINED_ON) == set(paper.PAPER["env"])
+
+
 def test_the_papers_numbers():
     wide = paper.PAPER.pivot(index=["model", "env"], columns="arm", values="success")
     assert (wide["hero"] > wide["grpo"]).all() and len(wide) == 6
@@ -189,16 +232,13 @@ def test_a_difference_has_its_numbers_and_a_tick_per_seed(rows):
 def made_up(folder: Path, keep) -> None:
     """Every study's tables, of the jobs that `keep` accepts."""
     folder.mkdir(parents=True)
-    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail"):
-        agents = {(j.arm, j.variant): None for j in study.STUDIES[name](SIZES["full"]) if keep(j)}
-        trained = [agent for agent in agents if agent[0] != "base"]
-        for suffix, make, some in (("", outcomes, agents), ("_curves", curve, trained)):
-            if some:
-                pd.concat([make(*agent) for agent in some]).to_csv(folder / f"{name}{suffix}.csv", index=False)
-    jobs = [j for j in study.STUDIES["worlds"](SIZES["full"]) if keep(j) and j.seed == 0]
-    told = [outcomes(j.arm).assign(trained_on=j.env, env=env) for j in jobs for env in j.tests]
-    if told:
-        pd.concat(told).to_csv(folder / "worlds.csv", index=False)
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds"):
+        jobs = [job for job in study.STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
+        tested = [outcomes(job.arm, job.variant, env=env, trained_on=job.env) for job in jobs for env in job.tests]
+        trained = [curve(job.arm, job.variant, env=job.env) for job in jobs if job.arm != "base"]
+        for suffix, rows in (("", tested), ("_curves", trained)):
+            if rows:
+                pd.concat(rows).to_csv(folder / f"{name}{suffix}.csv", index=False)
 
 
 def run_page(tmp_path: Path, monkeypatch) -> str:
@@ -225,7 +265,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
 def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "figures" / "data").mkdir(parents=True)
     said = run_page(tmp_path, monkeypatch)
-    for name in ("retail", "ablations_retail", "groups_retail"):
+    for name in ("retail", "ablations_retail", "groups_retail", "worlds"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
     assert f"{len(report.CLAIMS)} not run yet" in said
@@ -237,9 +277,13 @@ def test_the_page_with_some_data_leaves_out_the_rest(tmp_path, monkeypatch):
     for file in ("retail.csv", "retail_curves.csv"):
         (tmp_path / "figures" / "data" / file).unlink()
     said = run_page(tmp_path, monkeypatch)
-    assert "From `figures/data/hero_retail.csv`" in said
+    assert "From `figures/data/hero_retail.csv`" in said and "**Not there yet**: `figures/data/retail.csv`" in said
     assert "hero − base: success" in said and "Not measured yet: full_demo − base" in said
     assert "grpo, G=4 − base:" not in said
+    lines = [
+        line.split() for line in said.splitlines() if line.split()[:2] in (["airline", "hero"], ["webshop", "hero"])
+    ]
+    assert [line[2:6] for line in lines] == [[where, "2", "×", "12"] for where in ("retail", "airline", "webshop")]
     assert not re.search(r"\bnan\b", said), "what has no value is said in words"
 
 
@@ -248,12 +292,17 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     ability = [(a, s, f"i{i}", "fact", 1.0, np.nan) for a in ("base", "hero") for s in (0, 1) for i in range(4)]
     ability += [(a, s, "text", "text", np.nan, 10.0) for a in ("base", "hero") for s in (0, 1)]
     columns = ["arm", "seed", "item", "kind", "correct", "perplexity"]
-    pd.DataFrame(ability, columns=columns).to_csv(tmp_path / "figures" / "data" / "retail_ability.csv", index=False)
+    ability = pd.DataFrame(ability, columns=columns)
+    ability = ability.assign(run=ability["arm"] + ability["seed"].astype(str), env="", trained_on="retail")
+    ability.to_csv(tmp_path / "figures" / "data" / "retail_ability.csv", index=False)
     said = run_page(tmp_path, monkeypatch)
     assert "Not there yet" not in said and "Not measured yet" not in said
     for figure in (
         "main_retail",
+        "main_airline",
+        "main_webshop",
         "transfer_airline",
+        "transfer_webshop",
         "ablation",
         "reflector",
         "budget",

@@ -73,7 +73,7 @@ def brief(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
     bonus = 8.0 * torch.eye(len(tiny.tokenizer))[tiny.eos_id]
     tiny.model.lm_head.register_forward_hook(lambda module, given, logits: logits + bonus.to(logits))
     monkeypatch.setattr(models, "load_policy", lambda *given, **named: tiny)
-    least = Sizes(rollouts=2, updates=1, tasks=1, eval_tasks=2, seeds=1, headline_seeds=1)
+    least = Sizes(rollouts=2, updates=1, tasks=1, eval_tasks=2, budget=10, seeds=1, headline_seeds=1)
     monkeypatch.setitem(SIZES, "smoke", least)
     return tiny
 

@@ -75,6 +75,21 @@ def test_trajectory_has_a_plain_twin(scripted: list[Rollout], shown: Shown) -> N
         assert turn.action in data["text/plain"] and diagnosis.verdict in data["text/plain"]
 
 
+def test_a_page_of_the_shop_keeps_its_lines(tiny: Policy, shown: Shown) -> None:
+    task = envs.make("webshop").task_named("webshop/train/1")
+    draw = random.Random(0)
+    rollout = scripted_episode(tiny, task, draw, WarmupConfig(skill=0.6)).rollout
+    nb.trajectory(rollout, oracle([rollout])[0])
+    nb.shop_pages(task, rollout.actions)  # an agent's own episode, wasted turns and all
+    (talk, _), (pages, _) = shown
+    results = next(t.next_observation for t in rollout.turns if "Page 1" in t.next_observation).split("\n")
+    assert "\n    ".join(results) in talk["text/plain"] and "white-space:pre-wrap" in talk["text/html"]
+    assert "\n".join(results) in talk["text/html"].replace("&gt;", ">").replace("&lt;", "<")
+    for number, turn in enumerate(rollout.turns, 1):
+        assert f"\n{number} {turn.action} = {turn.info['oracle']['verdict']}" in pages["text/plain"]
+    assert pages["text/html"].count("mini WebShop") == len(rollout.turns) + 1
+
+
 def test_trajectory_refuses_what_does_not_fit(tiny: Policy) -> None:
     rollout = rollout_of(tiny, "a", "b")
     with pytest.raises(HeroError, match="reflection has 1 turns, the rollout 2"):
@@ -94,9 +109,10 @@ def test_show_carries_alt_text_and_saves(tmp_path: Path, shown: Shown) -> None:
 
 
 def test_table_escapes_and_rounds(shown: Shown) -> None:
-    nb.table(pd.DataFrame({"a": ["<b>", None], "x": [0.123456, float("nan")]}), caption="1 < 2")
+    nb.table(pd.DataFrame({"a": ["<b>", None], "x": [0.123456, float("nan")], "y": [2**-51, 8e-9]}), caption="1 < 2")
     data, _ = shown[0]
     assert "<b>" not in data["text/html"] and "1 &lt; 2" in data["text/html"] and "0.123<" in data["text/html"]
+    assert ">0<" in data["text/html"] and ">8e-09<" in data["text/html"], "a rounding error is none, a small number is"
     assert data["text/plain"].startswith("1 < 2\n")
 
 
@@ -104,7 +120,7 @@ def test_table_escapes_and_rounds(shown: Shown) -> None:
     "got, want, right",
     [(0.19274, 0.1927, True), ([1, 2], [1, 2], True), ([1, 2], [1, 2, 3], False), ("a", "a", True), (None, 1, False),
      (torch.tensor([0.5]), [0.5], True), ({"a": 1}, {"a": 1}, True), (..., 3, False), (True, True, True),
-     (Diagnosis("failed"), Diagnosis("failed"), True), ([1, [2]], [1, 2], False)],
+     (Diagnosis("failed"), Diagnosis("failed"), True), ([1, [2]], [1, 2], False), (None, None, False)],
 )  # fmt: skip
 def test_check(capsys: pytest.CaptureFixture[str], got: object, want: object, right: bool) -> None:
     nb.check("exercise", got, want, "look again")

@@ -119,3 +119,19 @@ def test_a_grid_has_a_row_per_setting():
     table = report.settings_table(pd.concat([rows, rows.assign(variant="lr=0.1")]))
     assert table["agent"].tolist() == ["base", "hero", "base lr=0.1", "hero lr=0.1"]
     assert set(table["seeds"]) == {3} and table["success"][0].startswith("0.30 [")
+
+
+def test_every_world_and_agent_has_a_row():
+    base, hero = (agents(0.2).assign(wasted=1.0).query("arm == @arm") for arm in ("base", "hero"))
+    rows = pd.concat(
+        [base, base.assign(env="webshop"), hero.assign(env="webshop", trained_on="webshop").query("seed < 1")]
+    )
+    table = report.worlds_table(rows)
+    assert table[["tested in", "agent", "seeds"]].values.tolist() == [
+        ["retail", "base", 3],
+        ["webshop", "base", 3],
+        ["webshop", "hero, trained on webshop", 1],
+    ]
+    bars = report.success_table((" in ".join(name), of_agent) for name, of_agent in rows.groupby(["arm", "env"]))
+    assert bars["agent"].tolist() == ["base in retail, 3 seeds", "base in webshop, 3 seeds", "hero in webshop, 1 seed"]
+    assert set(bars["n"]) == {40}

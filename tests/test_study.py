@@ -1,21 +1,33 @@
-"""A study on runs that cost nothing: what is skipped, what is gathered, and what an interruption leaves."""
+"""A study on runs that cost nothing: what is skipped, what is gathered, and what an interruption leaves.
+
+The last test does it with real processes and a tiny model.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+import psutil  # comes with accelerate
 import pytest
 from filelock import FileLock
 
-from hero_mini import study as module
+from hero_mini import records
 from hero_mini.cli import main
+from hero_mini.config import SIZES, TrainConfig
+from hero_mini.records import failed
 from hero_mini.runtime import HeroError
-from hero_mini.study import STUDIES, jobs, plan, study, time_left
+from hero_mini.studies import STUDIES, Job, jobs
+from hero_mini.study import plan, study, time_left, total
 
 
 class Killed(BaseException):
@@ -29,10 +41,11 @@ class Processes:
         self.started: list[list[str]] = []
         self.fail_on: str | None = None
         self.kill_at: int | None = None
+        self.commit = "abc1234"
 
     def __call__(self, command: list[str], **settings) -> subprocess.CompletedProcess:
         if command[0] == "git":
-            return subprocess.CompletedProcess(command, 0, stdout="abc1234\n" if "log" in command else "")
+            return subprocess.CompletedProcess(command, 0, stdout=f"{self.commit}\n" if "log" in command else "")
         arguments = command[3:]
         self.started.append(arguments)
         if self.kill_at == len(self.started):
@@ -44,7 +57,7 @@ class Processes:
         out.parent.mkdir(parents=True, exist_ok=True)
         if arguments[0] == "train":
             (out / "adapter").mkdir(parents=True, exist_ok=True)
-            table = pd.DataFrame({"update": range(int(option["--updates"])), "success": 0.5})
+            table = pd.DataFrame({"update": range(3), "success": 0.5})
             table.to_csv(out / "metrics.csv", index=False)
         elif arguments[0] == "ability":
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "item": ["a", "b"]})
@@ -74,22 +87,58 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     assert rows.groupby(["arm", "seed"]).size().tolist() == [200] * 9
     assert set(rows["variant"]) == {""} and set(rows["env"]) == {"retail"} == set(rows["trained_on"])
     curves = pd.read_csv(tmp_path / "data/hero_retail_curves.csv")
-    assert curves.groupby(["arm", "seed"]).size().tolist() == [6] * 6  # the base agent is not trained
+    assert curves.groupby(["arm", "seed"]).size().tolist() == [3] * 6  # the base agent is not trained
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
     assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
-    (command,) = kept["runs"]["base-retail-0"]
-    assert command.startswith("eval --env retail --split test --n 200")
+    ((command, record),) = kept["runs"]["base-retail-0"].items()
+    assert command.startswith("eval --env retail --split test --n 200") and record["commit"] == "abc1234"
 
 
-def test_time_left_is_told_once_every_arm_was_timed(tmp_path: Path) -> None:
-    planned = jobs("hero_retail", "full")
-    size = module.SIZES["full"]
+def done(job: Job, folder: Path, minutes: float, only: str = "") -> None:
+    """Let a run look as if its commands, or those that begin like this, had taken so long each."""
+    steps = [step for step in job.steps(folder / job.name, SIZES["full"]) if step.key.startswith(only)]
+    records.note_steps(folder / job.name, {step.key: {"minutes": minutes} for step in steps})
+
+
+def test_a_plan_tells_its_total_once_every_arm_was_timed(tmp_path: Path) -> None:
+    planned, size = jobs("hero_retail", "full"), SIZES["full"]
+    unknown = plan(planned, tmp_path, size)
+    assert time_left(unknown) == "" and "not known before the first run of each arm" in total(unknown)
+    for job, minutes in zip(planned[:3], (6, 5, 6), strict=True):
+        done(job, tmp_path, minutes)
+    done(planned[4], tmp_path, 7, only="train")  # its evaluation is left
+    known = plan(planned, tmp_path, size)
+    assert known["minutes"].tolist() == [6, 10, 12, 6, 12, 12, 6, 12, 12]
+    assert known["left"].tolist() == [0, 0, 0, 6, 5, 12, 6, 12, 12]
+    assert total(known) == "About 88 minutes in all, 53 left." and time_left(known) == " (about 53 minutes left)"
+    for job in planned:
+        done(job, tmp_path, 1)
     assert time_left(plan(planned, tmp_path, size)) == ""
-    for job, minutes in zip(planned[:3], (6, 10, 11), strict=True):
-        (tmp_path / job.name).mkdir()
-        keys = [module._key(a, tmp_path / job.name) for a in job.commands(tmp_path / job.name, size)]
-        (tmp_path / job.name / "steps.json").write_text(json.dumps(dict.fromkeys(keys, minutes)))
-    assert time_left(plan(planned, tmp_path, size)) == " (about 96 minutes left)"
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_every_arm_has_the_same_budget_and_nothing_else_ends_it(preset: str, tmp_path: Path) -> None:
+    for name in STUDIES:
+        for job in jobs(name, preset):
+            for arguments in [s.arguments for s in job.steps(tmp_path, SIZES[preset]) if s.arguments[0] == "train"]:
+                option = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+                budget, tasks = SIZES[preset].budget, int(option["--tasks"])
+                assert int(option["--budget"]) == budget
+                assert int(option["--updates"]) * tasks * int(option.get("--group", 1)) >= budget
+
+
+def test_the_settings_of_a_run_come_before_those_of_the_preset(tmp_path: Path) -> None:
+    (train, _) = Job("hero", 0, (("budget", 50), ("updates", 2))).steps(tmp_path, SIZES["full"])
+    assert "--budget 50 --tasks 16 --updates 2" in train.key
+
+
+def test_the_grid_is_the_same_for_every_arm() -> None:
+    planned = jobs("grid_retail", "full")
+    rates = {}
+    for job in planned[1:]:
+        rates.setdefault(job.arm, []).append(dict(job.settings).get("lr", TrainConfig.lr))
+    assert rates == dict.fromkeys(("hero", "env_feedback", "full_demo", "grpo"), [2.5e-4, 5e-4, 1e-3])
+    assert planned[0].arm == "base" and {job.split for job in planned} == {"validation"}
 
 
 def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
@@ -98,7 +147,7 @@ def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
     trained = [a[2] for a in processes.started if a[0] == "train"]
     assert trained == ["hero", "shuffled_hero", "env_feedback", "full_demo", "grpo"]
     found = pd.read_csv(tmp_path / "data/retail_ability.csv", keep_default_na=False)
-    assert set(found["arm"]) == {"base", *trained} and set(found["item"]) == {"a", "b"}
+    assert set(found["arm"]) == {"base", "hero", "full_demo"} and set(found["item"]) == {"a", "b"}
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
@@ -107,13 +156,64 @@ def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None
     assert len(processes.started) == 5  # base: eval; hero and shuffled_hero: train and eval
 
 
-@pytest.mark.parametrize("first", ["runs", "lost"], ids=["runs", "tables alone"])
-def test_what_another_warm_up_made_does_not_count(processes: Processes, tmp_path: Path, monkeypatch, first) -> None:
-    study("hero_retail", "smoke", runs=tmp_path / first, data=tmp_path / "data")
-    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
-    (tmp_path / "adapter").write_bytes(b"another")
-    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
-    assert len(processes.started) == 10
+@pytest.fixture
+def other_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ADAPTER", tmp_path / "adapter")
+    (tmp_path / "adapter").write_bytes(b"")
+
+
+def test_what_another_warm_up_made_does_not_count(
+    processes: Processes, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    request.getfixturevalue("other_adapter")
+    with pytest.raises(HeroError, match=r"hero_retail.csv is of other runs \(adapter was '\w{8}', is 'e3b0c442'\)"):
+        study("hero_retail", "smoke", runs=runs, data=data)
+    study("retail", "smoke", runs=runs, data=data)  # in which all runs of the other are
+    assert len([a for a in processes.started if a[0] == "train"]) == 2 + 5
+
+
+def test_what_other_settings_made_does_not_count(processes: Processes, tmp_path: Path, monkeypatch) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    made = json.loads((data / "hero_retail.json").read_text())["settings"]
+    monkeypatch.setattr("hero_mini.study.common_settings", lambda *_: {**made, "later": 1})
+    study("hero_retail", "smoke", runs=runs, data=data)  # what came later had its default
+    assert len(processes.started) == 5
+    monkeypatch.setattr("hero_mini.study.common_settings", lambda *_: {**made, "lr": 1.0})
+    with pytest.raises(
+        HeroError, match=r"holds runs with other settings \(lr was 0.0005, is 1.0\); choose another --runs"
+    ):
+        study("hero_retail", "smoke", runs=runs, data=data)
+    with pytest.raises(HeroError, match=r"hero_retail.csv is of other runs \(lr was 0.0005, is 1.0\); move"):
+        study("hero_retail", "smoke", runs=tmp_path / "other", data=data)
+    study("retail", "smoke", runs=tmp_path / "other", data=data)
+    assert len([a for a in processes.started if a[0] == "train"]) == 2 + 5
+
+
+@pytest.mark.parametrize("twin", ["{}", '{"commit": "old", "runs": {"base-retail-0": {"eval": 0.5}}}', None])
+def test_a_table_of_unknown_origin_is_not_overwritten(processes: Processes, tmp_path: Path, twin: str | None) -> None:
+    (tmp_path / "hero_retail.csv").write_text("run,arm\n")
+    if twin:
+        (tmp_path / "hero_retail.json").write_text(twin)
+    with pytest.raises(HeroError, match="hero_retail.csv is of other runs .preset was None, is 'smoke'"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path)
+    assert not processes.started
+
+
+def test_runs_keep_the_commit_that_made_them(processes: Processes, tmp_path: Path) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    shutil.rmtree(runs)
+    processes.commit = "def5678"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    assert json.loads((data / "hero_retail.json").read_text())["commit"] == "abc1234"
+    study("retail", "smoke", runs=runs, data=data)
+    kept = json.loads((data / "retail.json").read_text())
+    assert {record["commit"] for record in kept["runs"]["shuffled_hero-retail-0"].values()} == {"abc1234"}
+    assert {record["commit"] for record in kept["runs"]["env_feedback-retail-0"].values()} == {"def5678"}
+    assert set(kept["commit"].split(", ")) == {"abc1234", "def5678"}
 
 
 def test_a_study_goes_on_from_its_tables(processes: Processes, tmp_path: Path) -> None:
@@ -152,7 +252,27 @@ def test_tables_of_two_studies_make_one_run_whole(processes: Processes, tmp_path
     study("worlds", "smoke", runs=runs, data=data)  # the agent trained on retail is gone, and wanted on other worlds
     assert [a[4] for a in processes.started if a[0] == "train"] == ["webshop", "retail", "airline"]
     rows = pd.read_csv(data / "worlds.csv")
-    assert rows.groupby(["arm", "trained_on", "env"])["task"].nunique().tolist() == [4] * 12
+    tests = rows.groupby(["arm", "trained_on"])["env"].agg(lambda env: " ".join(sorted(set(env))))
+    every = "airline retail webshop"
+    assert tests.to_dict() == {
+        ("base", "retail"): every, ("hero", "retail"): every,
+        ("hero", "airline"): "airline", ("hero", "webshop"): "webshop",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["rows", "table"])
+def test_a_table_that_lacks_rows_is_no_finished_run(processes: Processes, tmp_path: Path, lost: str) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    shutil.rmtree(runs)
+    file = data / "hero_retail_curves.csv"
+    curves = pd.read_csv(file)
+    file.unlink() if lost == "table" else curves[curves["arm"] != "hero"].to_csv(file, index=False)
+    processes.started.clear()
+    study("hero_retail", "smoke", runs=runs, data=data)
+    again = ["hero"] if lost == "rows" else ["hero", "shuffled_hero"]
+    assert [a[2] for a in processes.started if a[0] == "train"] == again
+    assert pd.read_csv(file)["arm"].unique().tolist() == ["hero", "shuffled_hero"]
 
 
 def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: Path, capsys) -> None:
@@ -161,9 +281,44 @@ def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: P
     assert main(["study", "hero_retail", *options]) == 1
     assert "1 runs did not finish (shuffled_hero-retail-0)" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "data/hero_retail.csv")["arm"]) == {"base", "hero"}
+    problem = {"shuffled_hero-retail-0": "failed: train ended with status 1"}
+    assert failed(tmp_path / "data/hero_retail.csv") == problem
+    processes.kill_at = len(processes.started) + 1
+    with pytest.raises(Killed):
+        main(["study", "hero_retail", *options])
+    assert failed(tmp_path / "data/hero_retail.csv") == problem  # still
     processes.fail_on = None
     assert main(["study", "hero_retail", *options]) == 0
-    assert [a[2] for a in processes.started if a[0] == "train"] == ["hero", "shuffled_hero", "shuffled_hero"]
+    assert [a[2] for a in processes.started if a[0] == "train"] == ["hero", *["shuffled_hero"] * 3]
+    assert failed(tmp_path / "data/hero_retail.csv") == {}
+
+
+def test_what_failed_is_named_without_any_finished_run(processes: Processes, tmp_path: Path) -> None:
+    processes.fail_on = "retail"
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert len(failed(tmp_path / "data/hero_retail.csv")) == 3 and not (tmp_path / "data/hero_retail.csv").exists()
+    assert failed(tmp_path / "data/none.csv") == {}
+
+
+def test_only_the_full_preset_of_the_embedded_model_writes_results(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for options in (["--preset", "smoke"], ["--model", "some/model"], ["--preset", "quick", "--data", "mine"]):
+        assert main(["study", "hero_retail", *options]) == 0
+    found = sorted(str(file.parent.relative_to(tmp_path)) for file in tmp_path.rglob("hero_retail.csv"))
+    assert found == ["mine", "runs/studies/data-full", "runs/studies/data-smoke"]
+    assert main(["study", "hero_retail"]) == 0
+    assert (tmp_path / "figures/data/hero_retail.csv").exists()
+
+
+def test_another_model_has_runs_of_its_own(processes: Processes, tmp_path: Path) -> None:
+    for model in ("default", "some/model", "other/model"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / model, model=model)
+    models = [a[2] if a[1] == "--model" else "" for a in processes.started]
+    assert models == [""] * 5 + ["some/model"] * 5 + ["other/model"] * 5
+    with pytest.raises(HeroError, match="model was 'some/model', is 'other/model'"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "some/model", model="other/model")
 
 
 def test_ten_kills_change_nothing(processes: Processes, tmp_path: Path) -> None:
@@ -180,9 +335,7 @@ def test_ten_kills_change_nothing(processes: Processes, tmp_path: Path) -> None:
     assert tables(tmp_path / "a") == tables(tmp_path / "b")
 
 
-def test_two_studies_do_not_work_in_one_folder(processes: Processes, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
-    (tmp_path / "adapter").write_bytes(b"")
+def test_two_studies_do_not_work_in_one_folder(processes: Processes, tmp_path: Path, other_adapter) -> None:
     (tmp_path / "smoke-e3b0c442").mkdir()
     with FileLock(tmp_path / "smoke-e3b0c442/lock"), pytest.raises(HeroError, match="another study is running"):
         study("hero_retail", "smoke", runs=tmp_path, data=tmp_path)
@@ -203,5 +356,54 @@ def test_every_command_of_a_study_parses(name: str, tmp_path: Path) -> None:
     planned = jobs(name, "full")
     assert len({job.name for job in planned}) == len(planned)
     for job in planned:
-        for arguments in job.commands(tmp_path, module.SIZES["full"]):
-            build_parser().parse_args(arguments)
+        for step in job.steps(tmp_path, SIZES["full"]):
+            build_parser().parse_args(step.arguments)
+
+
+SCRIPT = """
+import sys
+from hero_mini import studies
+from hero_mini.cli import main
+
+trained = studies.Job("oracle_hero", 0, (("max_turns", 2), ("max_action_tokens", 8)))  # three updates
+studies.STUDIES["hero_retail"] = lambda size: [studies.Job("base", 0), trained]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def work(process: psutil.Process) -> float:
+    """Seconds of processor time of a process and of all that it has started: what a busy machine does not stretch."""
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(one.cpu_times()[:4]) for one in family)  # own and of finished children, each user and system
+
+
+@pytest.mark.real  # its processes load torch ten times, which takes a minute or two
+@pytest.mark.skipif(sys.platform != "linux", reason="the time of finished children is counted on Linux alone")
+def test_real_kills_change_nothing(folder: Path, tmp_path: Path) -> None:
+    """Each SIGKILL hits the study and what it has started, at a moment of which nobody is warned."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def start(name: str, kill_after: float | None = None) -> tuple[int, float]:
+        """Status and work of a study, which is killed after so much of it."""
+        options = ["--preset", "smoke", "--model", str(folder), "--runs", str(tmp_path / name)]
+        command = [sys.executable, str(tmp_path / "script.py"), "study", "hero_retail", *options]
+        study, done = psutil.Popen(command, start_new_session=True), 0.0
+        while study.poll() is None:
+            with suppress(psutil.NoSuchProcess):  # a child that ends while it is counted
+                done = work(study)
+            if kill_after is not None and done > kill_after:
+                os.killpg(study.pid, signal.SIGKILL)
+                return study.wait(), done
+            time.sleep(0.1)
+        return study.returncode, done
+
+    status, whole = start("whole")
+    assert status == 0
+    draw = random.Random(0)
+    kills = [start("parts", kill_after=draw.uniform(0.1, 0.9) * whole)[0] for _ in range(3)]
+    assert -signal.SIGKILL in kills and start("parts")[0] == 0
+    for name, rows in (("hero_retail.csv", 4 + 4), ("hero_retail_curves.csv", 3)):
+        one, two = (pd.read_csv(tmp_path / part / "data-smoke" / name) for part in ("whole", "parts"))
+        assert len(one) == rows
+        same = [column for column in one if not column.startswith("seconds_")]
+        pd.testing.assert_frame_equal(one[same], two[same], check_exact=True)

@@ -1,0 +1,150 @@
+"""What a study keeps. A run's folder holds steps.json, the commands that are behind it; the results are gathered into
+tidy tables with their provenance, from which the folders of finished runs can be made again:
+
+    figures/data/<study>.csv          a row per held-out rollout: COLUMNS, task, success, turns, ...
+    figures/data/<study>_curves.csv   a row per update: COLUMNS, and every column of metrics.csv
+    figures/data/<study>_ability.csv  a row per item of `ability.general_ability`, where a study asks for it
+    .json twins of all                command, settings; per run its commands with minutes, commit and date; failed runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from hero_mini.config import TrainConfig, sizes
+from hero_mini.runtime import HeroError, atomic_write
+from hero_mini.studies import STUDIES, Job, Step, jobs
+from hero_mini.tables import origin, read_table, write_origin, write_table
+
+ADAPTER = Path(__file__).parent / "adapters/warmup/adapter_model.safetensors"
+SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
+COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
+Record = dict[str, str | float]  # of a command: minutes, commit, date
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+def common_settings(preset: str, model: str) -> dict[str, object]:
+    """What all runs of a study have in common, and what has to be the same for an older run to count as one of it."""
+    size = sizes(preset)
+    training = asdict(TrainConfig(tasks=size.tasks, budget=size.budget))
+    for own in ("arm", "env", "seed", "updates"):  # which every run names itself
+        del training[own]
+    adapter = start(model) if model == "default" else "none"
+    return {"preset": preset, "model": model, "adapter": adapter, **training}
+
+
+def start(model: str) -> str:
+    """What tells runs of one start from those of another: the warm-up adapter, or a model that starts without one."""
+    if model == "default":
+        return hashlib.sha256(ADAPTER.read_bytes()).hexdigest()[:8]
+    return f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+def differences(before: dict[str, object], today: dict[str, object]) -> str:
+    """What is not as it was, in words. A setting that came later counts as having had today's default."""
+    return ", ".join(f"{n} was {before[n]!r}, is {v!r}" for n, v in today.items() if before.get(n, v) != v)
+
+
+def check_folder(folder: Path, today: dict[str, object]) -> None:
+    """Note in a folder of runs what they have in common. raises HeroError: it holds runs with other settings"""
+    file = folder / "settings.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    if changed := differences(before, today):
+        raise HeroError(f"{folder} holds runs with other settings ({changed}); choose another --runs or delete it")
+    atomic_write(file, json.dumps(today, indent=1) + "\n")
+
+
+def made_otherwise(table: Path, today: dict[str, object]) -> str:
+    """How the runs of a table differ from those of today, in words; empty if they do not, or there is no table."""
+    about, unknown = origin(table), dict.fromkeys(("preset", "model", "adapter"))
+    return differences(about.get("settings", unknown), today) if about or table.exists() else ""
+
+
+# --- a run's folder --------------------------------------------------------------------------------------------------
+def steps_done(own: Path) -> dict[str, Record]:
+    """The commands that a run's folder has behind it, by `Step.key`."""
+    path = own / "steps.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note_steps(own: Path, done: dict[str, Record]) -> None:
+    atomic_write(own / "steps.json", json.dumps(done, indent=1) + "\n")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+def restore(planned: Sequence[Job], folder: Path, data: Path, today: dict[str, object]) -> None:
+    """Give runs of which `data` has the tables, made with today's settings, their folders again."""
+    preset, wanted = str(today["preset"]), {job.name for job in planned}
+    for name in STUDIES:
+        paths = {suffix: data / f"{name}{suffix}.csv" for suffix in SUFFIXES}
+        if made_otherwise(paths[""], today):
+            continue
+        told = origin(paths[""]).get("runs", {})
+        tables = {suffix: read_table(path) for suffix, path in paths.items() if path.exists()}
+        for job in jobs(name, preset, str(today["model"])):
+            if job.name in wanted and job.name in told:
+                own = folder / job.name
+                _restore_run(job.steps(own, sizes(preset)), own, told[job.name], tables)
+
+
+def _restore_run(steps: Sequence[Step], own: Path, told: dict[str, Record], tables: dict[str, pd.DataFrame]) -> None:
+    """told: the commands that the tables name for this run"""
+    steps, here = [step for step in steps if step.key in told], steps_done(own)
+    known = {step.key: told[step.key] for step in steps}
+    if known.items() <= here.items() or any(here.get(key, record) != record for key, record in known.items()):
+        return  # nothing new, or another training of the same run
+    found = {}
+    for step in steps:
+        table = tables.get(step.suffix, pd.DataFrame(columns=COLUMNS))
+        found[step.file] = table[(table["run"] == own.name) & (table["env"] == step.env)]
+    if any(rows.empty for rows in found.values()):
+        return  # a table is lost, or an older one is beside the others
+    for file, rows in found.items():
+        atomic_write(file, rows.drop(columns=COLUMNS).dropna(axis=1, how="all").to_csv(index=False))
+    note_steps(own, here | known)
+
+
+def gather(
+    name: str, planned: Sequence[Job], folder: Path, data: Path, today: dict[str, object], problems: dict[str, str]
+) -> None:
+    """Write the tables of all finished runs, and where they come from, to `data`.
+
+    problems: of runs that failed, by name; those that are finished by now are no problem any more
+    """
+    preset, model = str(today["preset"]), str(today["model"])
+    found: dict[str, list[pd.DataFrame]] = {suffix: [] for suffix in SUFFIXES}
+    finished = {}
+    for job in planned:
+        own = folder / job.name
+        steps, done = job.steps(own, sizes(preset)), steps_done(own)
+        if any(step.key not in done for step in steps):
+            continue
+        finished[job.name] = {step.key: done[step.key] for step in steps}
+        for step in steps:
+            table = read_table(step.file).drop(columns=COLUMNS, errors="ignore")
+            told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
+            label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
+            found[step.suffix].append(label.join(table))
+    failed = {job.name: problems[job.name] for job in planned if job.name in problems and job.name not in finished}
+    command = f"python -m hero_mini study {name} --preset {preset}"
+    about: dict[str, object] = {"command": command if model == "default" else f"{command} --model {model}"}
+    if records := [record for run in finished.values() for record in run.values()]:  # when they were made, not gathered
+        about["commit"] = ", ".join(dict.fromkeys(str(record["commit"]) for record in records))
+        about["date"] = max(str(record["date"]) for record in records)
+    about |= {"settings": today, "runs": finished, "failed": failed}
+    for suffix, tables in found.items():
+        if tables:
+            write_table(data / f"{name}{suffix}.csv", pd.concat(tables), **about)
+    if failed and not finished:
+        write_origin(data / f"{name}.csv", **about)
+
+
+def failed(table: Path) -> dict[str, str]:
+    """The runs that a study's table lacks because they failed, and how; they are tried again by the next start."""
+    return origin(table).get("failed", {})

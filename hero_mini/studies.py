@@ -1,0 +1,167 @@
+"""The studies: lists of runs, and what is done for a run. `study` works them off.
+
+Every arm is compared at the same budget of turns in the environment, whatever it costs in other respects: a training
+command names the budget of the preset, and so many updates that nothing else ends it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hero_mini.config import Sizes, TrainConfig, sizes
+from hero_mini.runtime import check_known
+
+Setting = tuple[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a run, and the table that it leaves in the run's folder."""
+
+    arguments: tuple[str, ...]  # of `python -m hero_mini`
+    file: Path
+    suffix: str  # of the study's table which takes the rows of the file
+    env: str  # the environment they are about, if they are about one
+
+    @property
+    def key(self) -> str:
+        """The command without the place of the run's folder."""
+        return " ".join(self.arguments).replace(str(self.file.parent), ".")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm trained from one seed (the arm "base" is not trained), then evaluated on held-out tasks."""
+
+    arm: str
+    seed: int
+    settings: tuple[Setting, ...] = ()  # options of `train` that differ from its defaults and from the preset
+    env: str = "retail"
+    tests: tuple[str, ...] = ("retail",)  # environments it is evaluated on
+    split: str = "test"
+    ability: bool = False  # whether its general ability is measured too
+    model: str = "default"  # see `models.load_policy`
+
+    @property
+    def variant(self) -> str:
+        """The settings in words, empty for the defaults."""
+        return " ".join(f"{name}={value}" for name, value in self.settings)
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder; without the tests, so that studies with other tests share the training."""
+        return "-".join([self.arm, self.env, *(f"{name}={value}" for name, value in self.settings), str(self.seed)])
+
+    def steps(self, folder: Path, size: Sizes) -> list[Step]:
+        """What is done for it, one command after the other, in a folder of its own."""
+        who = () if self.model == "default" else ("--model", self.model)
+        seed, label = ("--seed", str(self.seed)), ("--label", self.arm)
+        found = []
+        if self.arm != "base":
+            what = ("--arm", self.arm, "--env", self.env, *seed, *self._options(size))
+            train = ("train", *who, *what, "--out", str(folder))
+            found.append(Step(train, folder / "metrics.csv", "_curves", self.env))
+            who = (*who, "--adapter", str(folder / "adapter"))
+        for env in self.tests:
+            file = folder / f"eval-{env}-{self.split}.csv"
+            where = ("--env", env, "--split", self.split, "--n", str(size.eval_tasks))
+            found.append(Step(("eval", *who, *where, *seed, *label, "--out", str(file)), file, "", env))
+        if self.ability:
+            file = folder / "ability.csv"
+            found.append(Step(("ability", *who, *label, *seed, "--out", str(file)), file, "_ability", ""))
+        return found
+
+    def _options(self, size: Sizes) -> list[str]:
+        """Budget, tasks and settings of a training as options."""
+        asked = {"budget": size.budget, "tasks": size.tasks, **dict(self.settings)}
+        rollouts = int(asked["tasks"]) * int(asked.get("group", 1))
+        asked.setdefault("updates", math.ceil(int(asked["budget"]) / rollouts))  # since a rollout has at least one turn
+        return [text for name, value in asked.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _hero_retail(size: Sizes) -> list[Job]:
+    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "shuffled_hero")]
+
+
+def _retail(size: Sizes) -> list[Job]:
+    arms: list[tuple[str, tuple[Setting, ...]]] = [
+        *((arm, ()) for arm in ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")),
+        ("grpo", _groups(size, 4)),
+    ]
+    measured = ("base", "hero", "full_demo")  # of which general ability says something
+    return [
+        Job(arm, seed, settings, ability=arm in measured)
+        for seed in range(size.headline_seeds)
+        for arm, settings in arms
+    ]
+
+
+def _groups(size: Sizes, group: int) -> tuple[Setting, ...]:
+    """Several rollouts per task, and as many rollouts per update as without groups."""
+    return ("group", group), ("tasks", max(1, size.tasks // group))
+
+
+def _ablations_retail(size: Sizes) -> list[Job]:
+    changes: list[tuple[str, tuple[Setting, ...]]] = [
+        ("base", ()),
+        ("hero", ()),
+        ("diagnosis_only", ()),  # reflection without the observation
+        ("env_feedback", ()),  # the observation without reflection
+        ("oracle_hero", ()),  # another reflector
+        ("hero", (("hints", "blamed"),)),
+        ("hero", (("outcomes", "failure"),)),
+        ("hero", (("teacher", "ema"),)),
+        ("hero", (("teacher", "live"),)),
+        ("hero", (("divergence", "forward_kl"),)),
+        ("hero", (("divergence", "reverse_kl"),)),
+        ("full_demo", (("demo", "sibling"), *_groups(size, 4))),
+        ("hero_grpo", _groups(size, 4)),
+    ]
+    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in changes]
+
+
+def _groups_retail(size: Sizes) -> list[Job]:
+    sizes = [("base", ()), ("hero", ()), *((arm, _groups(size, g)) for arm in ("hero", "grpo") for g in (2, 4, 8))]
+    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
+
+
+def _worlds(size: Sizes) -> list[Job]:
+    """Only the evaluations that a claim needs: they cost more than the training."""
+    every = ("retail", "airline", "webshop")
+    return [
+        job
+        for seed in range(size.seeds)
+        for job in (
+            Job("base", seed, tests=every),
+            Job("hero", seed, env="webshop", tests=("webshop",)),
+            Job("hero", seed, tests=every),
+            Job("hero", seed, env="airline", tests=("airline",)),
+        )
+    ]
+
+
+def _grid_retail(size: Sizes) -> list[Job]:
+    """The same learning rates for every arm, so that none is compared at a rate that suits another."""
+    arms = [("hero", ()), ("env_feedback", ()), ("full_demo", ()), ("grpo", _groups(size, 4))]
+    rates = [() if lr == TrainConfig.lr else (("lr", lr),) for lr in (2.5e-4, 5e-4, 1e-3)]  # the default goes unnamed
+    grid = [("base", ()), *((arm, (*settings, *rate)) for arm, settings in arms for rate in rates)]
+    return [Job(arm, 0, settings, split="validation") for arm, settings in grid]
+
+
+STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
+    "hero_retail": _hero_retail,  # does HERO help, and do shuffled diagnoses not?
+    "retail": _retail,  # every arm
+    "ablations_retail": _ablations_retail,  # one setting changed at a time
+    "groups_retail": _groups_retail,  # rollouts per task
+    "worlds": _worlds,  # HERO on each world, and from retail to the others
+    "grid_retail": _grid_retail,  # settings of every arm, chosen on the validation split
+}
+
+
+def jobs(name: str, preset: str, model: str = "default") -> list[Job]:
+    """The runs of a study. raises HeroError: unknown name or preset"""
+    check_known("study", name, STUDIES)
+    return [replace(job, model=model) for job in STUDIES[name](sizes(preset))]
