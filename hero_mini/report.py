@@ -131,7 +131,7 @@ CLAIMS = [
           "lower (no number)", "-", ("retail.csv",), _gain("full_demo", "success"), _ARMS),
     Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
           "reflection only 33.9, this 30.4 %", "+", ("retail.csv",), _gain("hero", "success", "env_feedback"), _ARMS),
-    Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns in the environment",
+    Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns of episodes",
           "34.7 against 33.3 %", "+", ("retail.csv",), _gain("hero", "success", "grpo"), _ARMS),
     Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
           "the observation alone (the weaker of both differences)", "higher", "+", ("ablations_retail.csv",),
