@@ -62,8 +62,10 @@ def check_folder(folder: Path, today: dict[str, object]) -> None:
 
 def made_otherwise(table: Path, today: dict[str, object]) -> str:
     """How the runs of a table differ from those of today, in words; empty if they do not, or there is no table."""
-    about, unknown = origin(table), dict.fromkeys(("preset", "model", "adapter"))
-    return differences(about.get("settings", unknown), today) if about or table.exists() else ""
+    about = origin(table)
+    if not about and not table.exists():
+        return ""
+    return differences(about["settings"], today) if "settings" in about else "their settings were not kept"
 
 
 # --- a run's folder --------------------------------------------------------------------------------------------------

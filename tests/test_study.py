@@ -197,7 +197,7 @@ def test_a_table_of_unknown_origin_is_not_overwritten(processes: Processes, tmp_
     (tmp_path / "hero_retail.csv").write_text("run,arm\n")
     if twin:
         (tmp_path / "hero_retail.json").write_text(twin)
-    with pytest.raises(HeroError, match="hero_retail.csv is of other runs .preset was None, is 'smoke'"):
+    with pytest.raises(HeroError, match="hero_retail.csv is of other runs .their settings were not kept"):
         study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path)
     assert not processes.started
 
