@@ -248,13 +248,18 @@ def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> p
     return table.round(2).reset_index()
 
 
+def _means(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, int | str]:
+    """The number of seeds, and of each column its mean with the 95 % interval."""
+    values = {name: by_task(rows, name) for name in columns}
+    cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
+    return {"seeds": rows["seed"].nunique(), **cells}
+
+
 def settings_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
     """Mean and 95 % interval of each column for every setting of a grid."""
     found = []
     for (arm, variant), of_setting in rows.fillna({"variant": ""}).groupby(["arm", "variant"], sort=False):
-        values = {name: by_task(of_setting, name) for name in columns}
-        cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
-        found.append({"agent": f"{arm} {variant}".strip(), "seeds": len(values[columns[0]]), **cells})
+        found.append({"agent": f"{arm} {variant}".strip(), **_means(of_setting, columns)})
     return pd.DataFrame(found)
 
 
@@ -268,9 +273,7 @@ def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns
     """Mean and 95 % interval of each column for every agent in every world that it was tested in."""
     found = []
     for (env, agent), of_agent in _by_agent(rows):
-        values = {name: by_task(of_agent, name) for name in columns}
-        cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
-        found.append({"tested in": env, "agent": agent, "seeds": len(values[columns[0]]), **cells})
+        found.append({"tested in": env, "agent": agent, **_means(of_agent, columns)})
     return pd.DataFrame(found)
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs import Task
+from hero_mini.envs.base import task_id
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy
@@ -123,8 +124,8 @@ class Run:
         """The next tasks of the train split; every seed has its own."""
         first = update * self.config.tasks
         env = envs.make(self.config.env)
-        names = [f"{self.config.env}/train/{i}" for i in range(first, first + self.config.tasks)]
-        return [env.task_named(f"{name}@{self.config.seed}" if self.config.seed else name) for name in names]
+        names = (task_id(self.config.env, "train", i, self.config.seed) for i in range(first, first + self.config.tasks))
+        return [env.task_named(name) for name in names]
 
     def rollout_seed(self, update: int) -> int:
         return self.config.seed * 100_000 + update
