@@ -124,8 +124,8 @@ class Run:
         """The next tasks of the train split; every seed has its own."""
         first = update * self.config.tasks
         env = envs.make(self.config.env)
-        names = (task_id(self.config.env, "train", i, self.config.seed) for i in range(first, first + self.config.tasks))
-        return [env.task_named(name) for name in names]
+        indices = range(first, first + self.config.tasks)
+        return [env.task_named(task_id(self.config.env, "train", i, self.config.seed)) for i in indices]
 
     def rollout_seed(self, update: int) -> int:
         return self.config.seed * 100_000 + update
