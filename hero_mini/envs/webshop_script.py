@@ -105,7 +105,8 @@ def judge(before: WebShop, after: WebShop, action: Action, error: str | None, be
 
 def _verdict(before: WebShop, after: WebShop, action: Action, error: str | None, better: Action) -> tuple[str, str]:
     if error == INVALID:
-        causes = {"search": "no search box here", "click": "not on this page"}
+        here = "no keywords" if before.page == "search" else "no search box here"
+        causes = {"search": here, "click": "not on this page"}
         return "invalid", causes.get(action.name, "not an action")
     if error is not None:
         return "failed", error
