@@ -97,7 +97,7 @@ def table(df: pd.DataFrame, caption: str = "") -> None:
 
     What is no more than the rounding of float64 is shown as 0.
     """
-    shown = df.copy()
+    shown = df.rename_axis(columns=None)  # its name would stand in the head, in a cell of its own
     sides = cycle(["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in df.dtypes])
     for column in shown.select_dtypes("float"):
         rounded = [0.0 if abs(v) < 1e-12 else v for v in shown[column]]
