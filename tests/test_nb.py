@@ -116,6 +116,14 @@ def test_table_escapes_and_rounds(shown: Shown) -> None:
     assert data["text/plain"].startswith("1 < 2\n")
 
 
+def test_the_name_of_the_columns_takes_no_cell(shown: Shown) -> None:
+    """A pivot's columns have one."""
+    rows = pd.DataFrame({"who": ["a", "b"], "what": ["x", "x"], "value": [1, 2]})
+    nb.table(rows.pivot(index="who", columns="what", values="value").reset_index())
+    html = shown[0][0]["text/html"]
+    assert "what" not in html and "text-align:left'>a<" in html and "text-align:right'>1<" in html
+
+
 @pytest.mark.parametrize(
     "got, want, right",
     [(0.19274, 0.1927, True), ([1, 2], [1, 2], True), ([1, 2], [1, 2, 3], False), ("a", "a", True), (None, 1, False),

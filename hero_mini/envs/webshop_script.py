@@ -105,7 +105,7 @@ def judge(before: WebShop, after: WebShop, action: Action, error: str | None, be
 
 def _verdict(before: WebShop, after: WebShop, action: Action, error: str | None, better: Action) -> tuple[str, str]:
     if error == INVALID:
-        here = "no keywords" if before.page == "search" else "no search box here"
+        here = "no words to search for" if before.page == "search" else "no search box here"
         causes = {"search": here, "click": "not on this page"}
         return "invalid", causes.get(action.name, "not an action")
     if error is not None:
