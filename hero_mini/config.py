@@ -99,19 +99,19 @@ CHOICES: dict[str, Collection[str]] = {
 class WarmupConfig:
     """What the warm-up teaches and for how long: all our choice, the paper's model needs none."""
 
-    envs: tuple[str, ...] = ("retail", "airline", "webshop")  # worlds, in turn
+    envs: tuple[str, ...] = ("retail",)  # worlds, in turn
     start: str | None = None  # folder of an adapter to go on from; None: a fresh one
-    episodes: int = 3600  # tasks of the warmup splits, one scripted episode each
+    episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     trunk_skill: float = 0.45  # the same share in the episodes themselves: the model gets into states after mistakes
     max_turns: int = 10
-    branch_every: int = 2  # every so many episodes one with an example of each local context
+    branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
     reflection_weight: float = 2.0  # weight of a reflection token against an action token
     rank: int = 16
     lr: float = 1e-3  # peak, after five steps
-    lr_fall: float = 0.95  # share of the peak that the learning rate loses, linearly, until the end
+    lr_fall: float = 0.9  # share of the peak that the learning rate loses, linearly, until the end
     max_tokens: int = 1200  # padded tokens per forward pass
     seed: int = 0
 

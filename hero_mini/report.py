@@ -17,7 +17,6 @@ from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.tables import origin, read_table
 
 DATA = Path("figures/data")
-EARLIER = "retail_only"  # folder in DATA: results of an earlier agent, which had learnt retail alone
 COLUMNS = [
     "claim_id", "statement", "paper_value", "predicted_sign", "ours", "ci_low", "ci_high", "n_seeds", "n_tasks",
     "verdict", "command", "commit", "date",
@@ -181,16 +180,16 @@ def verdict(sign: str, value: float, low: float, high: float) -> str:
     return "reproduced" if held else "not reproduced"
 
 
-def claims_table(data: Path | None = None) -> pd.DataFrame:
-    """Every claim with our value where its data are there, an open row where they are not; data: by default DATA."""
-    data, rows = data or DATA, []
+def claims_table() -> pd.DataFrame:
+    """Every claim with our value where its data are there, an open row where they are not."""
+    rows = []
     for c in CLAIMS:
         row = dict.fromkeys(COLUMNS, "") | {
             "claim_id": c.claim_id, "statement": c.statement, "paper_value": c.paper_value,
             "predicted_sign": c.predicted_sign, "verdict": "not run yet", "command": c.command,
         }  # fmt: skip
-        if all((data / s).exists() for s in c.sources):
-            tables = [read_table(data / s) for s in c.sources]
+        if all((DATA / s).exists() for s in c.sources):
+            tables = [read_table(DATA / s) for s in c.sources]
             try:
                 value, low, high, seeds, tasks = c.estimate(*tables)
             except (KeyError, IndexError, ValueError, HeroError):  # the table lacks this arm so far
@@ -198,7 +197,7 @@ def claims_table(data: Path | None = None) -> pd.DataFrame:
                 continue
             row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
             row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high)}
-            made = origin(data / c.sources[0])
+            made = origin(DATA / c.sources[0])
             row |= {key: made.get(key, "unknown") for key in ("command", "commit", "date")}
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -317,13 +316,10 @@ def report() -> None:
     atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
     readme = Path("README.md")
     text = render(readme.read_text(), "claims", claims_readme(claims))
-    earlier = claims_table(DATA / EARLIER)
-    text = render(text, "earlier", claims_readme(earlier[earlier["ours"] != ""]))
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("turns", "hero_retail.csv", turns_table),
         ("grid", "grid_retail.csv", settings_table),
-        ("earlier_grid", f"{EARLIER}/grid_retail.csv", settings_table),
     ):
         if (DATA / source).exists():
             text = render(text, name, markdown(make(read_table(DATA / source))))
