@@ -57,6 +57,7 @@ class TrainConfig:
     top_k: int | None = None  # None: the full vocabulary
     outcomes: str = "all"  # rollouts that train: "all", or those that ended in "success" or "failure"
     hints: str = "given"  # turns that train: "given" a hint, only the "blamed", or "all": the rest by what came back
+    corrections: str = "kept"  # in a diagnosis; or "dropped": the teacher reads verdict and cause alone
     teacher: str = "frozen"  # or "ema", or "live"
     ema_decay: float = 0.95  # per update
     demo: str = "expert"  # of full_demo; or "sibling": another success on the same task where there is one
@@ -89,6 +90,7 @@ CHOICES: dict[str, Collection[str]] = {
     "divergence": ("jsd", "forward_kl", "reverse_kl"),
     "outcomes": ("all", "success", "failure"),
     "hints": ("given", "blamed", "all"),
+    "corrections": ("kept", "dropped"),
     "teacher": ("frozen", "ema", "live"),
     "demo": ("expert", "sibling"),
     "advantage": ("group_std", "group_mean"),

@@ -7,7 +7,7 @@ one group at a time; the weights of the loss make the sum over groups equal to t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -95,6 +95,8 @@ def lesson(
     if context is not None:
         if config.hints == "blamed":
             diagnoses = [d if d and d.verdict != "necessary" else None for d in diagnoses]
+        if config.corrections == "dropped":
+            diagnoses = [d and replace(d, better=None) for d in diagnoses]
         told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=config.hints == "all")
     scored = [node is not None or advantage != 0 or _anchored(config) for node in nodes]
     own = Tree()

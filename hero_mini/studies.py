@@ -112,6 +112,7 @@ def _ablations_retail(size: Sizes) -> list[Job]:
         ("env_feedback", ()),  # the observation without reflection
         ("oracle_hero", ()),  # another reflector
         ("hero", (("hints", "blamed"),)),
+        ("hero", (("corrections", "dropped"),)),
         ("hero", (("outcomes", "failure"),)),
         ("hero", (("teacher", "ema"),)),
         ("hero", (("teacher", "live"),)),

@@ -516,6 +516,17 @@ def test_hint_density(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert share == pytest.approx({"all": 1.0, "given": given / turns, "blamed": blamed / turns})
 
 
+def test_without_corrections_the_teacher_reads_verdict_and_cause_alone(tiny: Policy, rollouts: list[Rollout]) -> None:
+    diagnoses = [r.diagnoses for r in oracle(rollouts)]
+    blame = [[replace(d, better=None) for d in of] for of in diagnoses]
+    assert any(d.better for of in diagnoses for d in of)
+    kept, dropped, same = (
+        one_update(tiny, rollouts, given, corrections=how)[0]
+        for given, how in ((diagnoses, "kept"), (diagnoses, "dropped"), (blame, "kept"))
+    )
+    assert dropped == pytest.approx(same) and dropped["tokens_teaching"] < kept["tokens_teaching"]
+
+
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.context not in (None, "full_demo")])
 def test_all_hints_means_all_turns_in_every_arm(tiny: Policy, rollouts: list[Rollout], arm: str) -> None:
     """A turn without a diagnosis is taught by the observation and the outcome, also if the whole rollout has none."""
