@@ -107,6 +107,7 @@ class WarmupConfig:
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     trunk_skill: float = 0.45  # the same share in the episodes themselves: the model gets into states after mistakes
+    own_every: int = 0  # every so many episodes one that the model samples itself: states it gets into; 0: none
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context
     demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
@@ -121,7 +122,7 @@ class WarmupConfig:
         for env in self.envs:
             check_known("env", env, envs.ENVS)
         _check_above_zero(self, "episodes batch max_turns branch_every rank lr max_tokens")
-        for every in ("branch_every", "demo_every"):
+        for every in ("own_every", "branch_every", "demo_every"):
             if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
                 raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
 

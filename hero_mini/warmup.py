@@ -13,7 +13,7 @@ All of this is our choice: the paper's model needs no warm-up.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from hero_mini.envs.base import Action, Task, task_id
 from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
-from hero_mini.rollout import Rollout, play
+from hero_mini.rollout import Rollout, collect, play
 from hero_mini.runtime import HeroError, atomic_save, rng
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
@@ -38,10 +38,11 @@ MAX_DRAWS = 12  # tries to draw an action that fits a context before the example
 
 @dataclass(frozen=True)
 class Episode:
-    """A scripted rollout with the environment as it stood before each turn, to ask what else could have happened."""
+    """A rollout with the environment as it stood before each turn, to ask what else could have happened."""
 
     rollout: Rollout
     states: tuple[envs.Env, ...]
+    own: bool = False  # sampled by the model itself; else by the scripted agent
 
 
 def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: WarmupConfig) -> Episode:
@@ -57,6 +58,31 @@ def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: Wa
     return Episode(rollout, tuple(states))
 
 
+def own_episodes(policy: Policy, indices: Sequence[int], config: WarmupConfig) -> dict[int, Episode]:
+    """The episodes with these numbers, sampled by the policy as it is now."""
+    tasks = {index: _task(index, config) for index in indices}
+    found = {}
+    for name in config.envs:
+        mine = [index for index, task in tasks.items() if index not in found and task.id.startswith(f"{name}/")]
+        asked = [tasks[index] for index in mine]
+        rollouts = collect(policy, name, asked, seed=config.seed, max_turns=config.max_turns) if asked else []
+        for index, rollout in zip(mine, rollouts, strict=True):
+            states: list[envs.Env] = []
+            env = envs.make(name, max_turns=config.max_turns)
+            env.reset(options={"task": tasks[index]})
+            for turn in rollout.turns:
+                states.append(env.clone())
+                env.step(turn.action)
+            found[index] = Episode(rollout, tuple(states), own=True)
+    return found
+
+
+def _task(index: int, config: WarmupConfig) -> Task:
+    """The task of an episode; a later stage, with another seed, meets new ones."""
+    name = config.envs[index % len(config.envs)]
+    return envs.make(name).task_named(task_id(name, "warmup", index, config.seed))
+
+
 @dataclass(frozen=True)
 class Example:
     """A tree with a weight per scored node."""
@@ -70,24 +96,24 @@ def episode_example(
 ) -> Example:
     """Acting at every turn, reflecting at the end and, with `branches`, one example of each local context.
 
-    A turn teaches the expert's action and a bad habit, in the shares of `config.skill`: what the scripted agent did
-    stands on the trunk, the other one on a branch. So a state always tells what is best there, and the episodes
-    themselves may hold more mistakes than are taught: the model gets into states after mistakes often, where it has to
-    act and whose turns it has to judge (the reason for DAgger, Ross et al. 2011).
+    A turn teaches the expert's action and a bad habit, in the shares of `config.skill`, whatever was done: what the
+    scripted agent did stands on the trunk, the rest on branches. So a state always tells what is best there, and the
+    episodes themselves may hold more mistakes than are taught, or be the model's own: states after mistakes are where
+    it will often have to act, and whose turns it will have to judge (DAgger, Ross et al. 2011).
     """
     rollout = episode.rollout
     tree = Tree()
-    trunk = add_trunk(policy, tree, rollout, scored=[True] * len(rollout.turns))
+    trunk = add_trunk(policy, tree, rollout, scored=[not episode.own] * len(rollout.turns))
     weights = {}
     for state, turn, decision, node in zip(episode.states, rollout.turns, trunk.decisions, trunk.actions, strict=True):
-        good = turn.action == str(state.expert())
-        other = str(state.scripted(draw, 0.0 if good else 1.0))
-        weights[node] = config.skill if good else 1 - config.skill
-        if other == turn.action:
-            weights[node] = 1.0
-        else:
-            ids = [*policy.encode(other), policy.eos_id]
-            weights[tree.add(ids, tree.add(policy.header(), decision), scored=True)] = 1 - weights[node]
+        done, best = None if episode.own else turn.action, str(state.expert())
+        habit = str(state.scripted(draw, 0.0)) if done in (None, best) else done
+        for action, share in ((best, config.skill), (habit, 1 - config.skill)):
+            if action == done:
+                weights[node] = share
+            else:
+                ids = [*policy.encode(action), policy.eos_id]
+                weights[tree.add(ids, tree.add(policy.header(), decision), scored=True)] = share
     last = rollout.turns[-1]
     here, between = trunk.end, policy.message(last.next_role, last.next_observation)
     (reflection,) = oracle([rollout])
@@ -162,15 +188,13 @@ def demo_example(policy: Policy, task: Task, draw: random.Random, config: Warmup
     return None
 
 
-def examples(policy: Policy, step: int, config: WarmupConfig) -> list[Example]:
-    """All trees of one optimiser step, drawn from generators named after the episode."""
+def examples(policy: Policy, step: int, config: WarmupConfig, own: Mapping[int, Episode]) -> list[Example]:
+    """All trees of one optimiser step, drawn from generators named after the episode; own: the model's own episodes."""
     first = step * config.batch
     found = []
     for index in range(first, first + config.batch):
-        name = config.envs[index % len(config.envs)]
-        task = envs.make(name).task_named(task_id(name, "warmup", index, config.seed))  # a later stage meets new ones
-        draw = rng(config.seed, "warmup", index)
-        episode = scripted_episode(policy, task, draw, replace(config, skill=config.trunk_skill))
+        task, draw = _task(index, config), rng(config.seed, "warmup", index)
+        episode = own.get(index) or scripted_episode(policy, task, draw, replace(config, skill=config.trunk_skill))
         found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
         if config.demo_every and index % config.demo_every == 0:
             demo = demo_example(policy, task, draw, config)
@@ -205,8 +229,12 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         first = saved["step"]
         optimizer.load_state(saved["optimizer"])
     bar = tqdm(range(first, steps), desc="warm-up", initial=first, total=steps, disable=not progress)
+    own: dict[int, Episode] = {}
     for step in bar:
-        batch = examples(student, step, config)
+        if config.own_every and step % CHECKPOINT_EVERY == 0:  # also where a killed run goes on
+            coming = range(step * config.batch, min(step + CHECKPOINT_EVERY, steps) * config.batch)
+            own = own_episodes(student, [index for index in coming if index % config.own_every == 0], config)
+        batch = examples(student, step, config, own)
         total = sum(sum(len(e.tree.nodes[n].ids) * w for n, w in e.weights.items()) for e in batch)
         loss = 0.0
         for group in batches([e.tree for e in batch], config.max_tokens):

@@ -29,6 +29,7 @@ from hero_mini.warmup import (
     episode_example,
     examples,
     literal_example,
+    own_episodes,
     scripted_episode,
     warm_up,
     weighted_nll,
@@ -277,14 +278,14 @@ def test_examples_are_named_by_their_episode(tiny: Policy) -> None:
         return [[node.ids for node in e.tree.nodes] for e in found]
 
     step = CONFIG.demo_every // CONFIG.batch
-    late = ids(examples(tiny, step, CONFIG))
-    examples(tiny, 0, CONFIG)
-    assert ids(examples(tiny, step, CONFIG)) == late != ids(examples(tiny, step, replace(CONFIG, seed=1)))
+    late = ids(examples(tiny, step, CONFIG, {}))
+    examples(tiny, 0, CONFIG, {})
+    assert ids(examples(tiny, step, CONFIG, {})) == late != ids(examples(tiny, step, replace(CONFIG, seed=1), {}))
     assert len(late) == CONFIG.batch + 1  # its first episode has a demonstration beside it
 
 
 def test_the_loss_is_the_weighted_sum(tiny: Policy) -> None:
-    batch = examples(tiny, 0, TINY)
+    batch = examples(tiny, 0, TINY, {})
     by_hand = sum(
         -weight * of_tree[node].sum().item()
         for e, of_tree in zip(batch, logprobs(tiny, [e.tree for e in batch]), strict=True)
@@ -293,8 +294,30 @@ def test_the_loss_is_the_weighted_sum(tiny: Policy) -> None:
     assert weighted_nll(tiny, batch).item() == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_in_its_own_episodes_the_model_is_taught_what_it_should_have_done(tiny: Policy) -> None:
+    config = replace(CONFIG, envs=("retail", "webshop"), max_turns=3, demo_every=13, branch_every=1)
+    own = own_episodes(tiny, [1, 4, 6], config)
+    assert [episode.rollout.env for _, episode in sorted(own.items())] == ["webshop", "retail", "retail"]
+    for index, episode in own.items():
+        rollout = episode.rollout
+        assert rollout.task_id.split("/")[1] == "warmup" and episode.own
+        for state, turn in zip(episode.states, rollout.turns, strict=True):
+            assert answer_to(state, turn.action) == turn.next_observation
+        example = episode_example(tiny, episode, random.Random(0), config, branches=False)
+        taught = [example.tree.nodes[n].ids for n in example.weights]
+        best = [(*tiny.encode(str(state.expert())), tiny.eos_id) for state in episode.states]
+        assert [tuple(ids) for ids in taught[: 2 * len(best) : 2]] == best, "and a habit after each"
+        assert not {turn.token_ids for turn in rollout.turns} & set(map(tuple, taught)), "what it did is not taught"
+        used = examples(tiny, index // config.batch, config, own)[index % config.batch]
+        assert rollout.turns[0].token_ids in {tuple(node.ids) for node in used.tree.nodes}
+    again = own_episodes(tiny, [4], config)[4].rollout
+    assert [t.action for t in again.turns] == [t.action for t in own[4].rollout.turns], "whatever is sampled beside it"
+
+
 # --- the whole warm-up on a tiny model -------------------------------------------------------------------------------
-def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("own_every", [0, 1])
+def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, monkeypatch, own_every: int) -> None:
+    config = replace(TINY, own_every=own_every)
     monkeypatch.setattr(hero_mini.warmup, "CHECKPOINT_EVERY", 1)
     losses = []
     whole_nll = weighted_nll
@@ -305,23 +328,23 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
         return value
 
     monkeypatch.setattr(hero_mini.warmup, "weighted_nll", noted)
-    warm_up(tiny, tmp_path / "whole", TINY, progress=False)
+    warm_up(tiny, tmp_path / "whole", config, progress=False)
 
     class Killed(BaseException):
         pass
 
-    def dies(policy, step, config):
+    def dies(policy, step, settings, own):
         if step == 2:
             raise Killed
-        return examples(policy, step, config)
+        return examples(policy, step, settings, own)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(hero_mini.warmup, "examples", dies)
-        warm_up(tiny, tmp_path / "parts", TINY, progress=False)
+        warm_up(tiny, tmp_path / "parts", config, progress=False)
     assert not (tmp_path / "parts").exists() and (tmp_path / "parts.checkpoint").exists()
     with pytest.raises(HeroError, match="other settings"):
-        warm_up(tiny, tmp_path / "parts", replace(TINY, lr=0.5), progress=False)
-    warm_up(tiny, tmp_path / "parts", TINY, progress=False)
+        warm_up(tiny, tmp_path / "parts", replace(config, lr=0.5), progress=False)
+    warm_up(tiny, tmp_path / "parts", config, progress=False)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
     assert any("lora_B" in name and value.abs().sum() > 0 for name, value in one.items())
@@ -339,7 +362,7 @@ def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
     with pytest.raises(HeroError, match="episodes is 0; it has to be above 0"):
         replace(TINY, episodes=0)
     long = replace(TINY, max_turns=10)
-    counts = [len(examples(tiny, 0, replace(long, demo_every=every))) for every in (0, 1)]
+    counts = [len(examples(tiny, 0, replace(long, demo_every=every), {})) for every in (0, 1)]
     assert counts == [TINY.batch, 2 * TINY.batch]
 
 
