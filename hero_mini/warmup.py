@@ -47,34 +47,32 @@ class Episode:
 
 def scripted_episode(policy: Policy, task: Task, draw: random.Random, config: WarmupConfig) -> Episode:
     """One episode of the bad-habit agent, as if the model had sampled it."""
-    states: list[envs.Env] = []
-
-    def act(env: envs.Env) -> str:
-        states.append(env.clone())
-        return str(env.scripted(draw, config.skill))
-
     env = envs.make(task.id.split("/")[0], max_turns=config.max_turns)
-    rollout = play(policy, env, task, act, seed=config.seed)
-    return Episode(rollout, tuple(states))
+    rollout = play(policy, env, task, lambda env: str(env.scripted(draw, config.skill)), seed=config.seed)
+    return Episode(rollout, _states(rollout, config))
 
 
 def own_episodes(policy: Policy, indices: Sequence[int], config: WarmupConfig) -> dict[int, Episode]:
     """The episodes with these numbers, sampled by the policy as it is now."""
-    tasks = {index: _task(index, config) for index in indices}
     found = {}
-    for name in config.envs:
-        mine = [index for index, task in tasks.items() if index not in found and task.id.startswith(f"{name}/")]
-        asked = [tasks[index] for index in mine]
-        rollouts = collect(policy, name, asked, seed=config.seed, max_turns=config.max_turns) if asked else []
-        for index, rollout in zip(mine, rollouts, strict=True):
-            states: list[envs.Env] = []
-            env = envs.make(name, max_turns=config.max_turns)
-            env.reset(options={"task": tasks[index]})
-            for turn in rollout.turns:
-                states.append(env.clone())
-                env.step(turn.action)
-            found[index] = Episode(rollout, tuple(states), own=True)
+    for name in dict.fromkeys(config.envs):
+        mine = [index for index in indices if config.envs[index % len(config.envs)] == name]
+        if mine:
+            tasks = [_task(index, config) for index in mine]
+            rollouts = collect(policy, name, tasks, seed=config.seed, max_turns=config.max_turns)
+            found |= {i: Episode(r, _states(r, config), own=True) for i, r in zip(mine, rollouts, strict=True)}
     return found
+
+
+def _states(rollout: Rollout, config: WarmupConfig) -> tuple[envs.Env, ...]:
+    """The environment as it stood before each turn, found by taking the actions again."""
+    env = envs.make(rollout.env, max_turns=config.max_turns)
+    env.reset(seed=rollout.seed, options={"task": env.task_named(rollout.task_id)})
+    states = []
+    for turn in rollout.turns:
+        states.append(env.clone())
+        env.step(turn.action)
+    return tuple(states)
 
 
 def _task(index: int, config: WarmupConfig) -> Task:

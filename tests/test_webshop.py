@@ -348,13 +348,15 @@ def test_too_long_is_invalid() -> None:
     assert at(tasks(1)[0]).step(long + "]")[0] == INVALID
 
 
-# --- what people see -------------------------------------------------------------------------------------------------
 def test_a_search_that_is_none_is_told_from_one_in_the_wrong_place() -> None:
     causes = [at(tasks(1)[0]).step(text)[4]["oracle"]["cause"] for text in ("search[ ]", "search[", "click[x]")]
     assert causes == ["no words to search for", "not an action", "not on this page"]
     assert on_item(tasks(1)[0]).step("search[lamp]")[4]["oracle"]["cause"] == "no search box here"
+    strict = at(tasks(1)[0], "search[lamp]", strict_upstream=True)
+    assert strict.step("search[ ]")[4]["oracle"]["cause"] == "no words to search for", "there is a box on every page"
 
 
+# --- what people see -------------------------------------------------------------------------------------------------
 def test_the_strip_shows_every_page() -> None:
     for family in FAMILIES:
         task = of_family(family)

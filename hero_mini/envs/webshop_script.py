@@ -105,8 +105,9 @@ def judge(before: WebShop, after: WebShop, action: Action, error: str | None, be
 
 def _verdict(before: WebShop, after: WebShop, action: Action, error: str | None, better: Action) -> tuple[str, str]:
     if error == INVALID:
-        here = "no words to search for" if before.page == "search" else "no search box here"
-        causes = {"search": here, "click": "not on this page"}
+        wordless = not str(action.arguments.get("keywords", "")).strip()
+        searching = "no words to search for" if wordless else "no search box here"
+        causes = {"search": searching, "click": "not on this page"}
         return "invalid", causes.get(action.name, "not an action")
     if error is not None:
         return "failed", error
