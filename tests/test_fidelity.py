@@ -48,6 +48,7 @@ def few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for domain in ("retail", "airline"):
         (tmp_path / "tau2/domains" / domain).mkdir(parents=True)
         (tmp_path / "tau2/domains" / domain / "tools.py").write_text(TOOLS)
+    (tmp_path / "tau2/__init__.py").write_text("")  # else an installed one comes first
     (tmp_path / "tau2/data_model").mkdir()
     (tmp_path / "tau2/data_model/tasks.py").write_text(TASKS)
     find_first(tmp_path, monkeypatch)
