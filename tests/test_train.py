@@ -85,7 +85,7 @@ def test_one_update_leaves_a_run_behind(tiny: Policy, tmp_path: Path) -> None:
     student = train(tiny, config, tmp_path)
     (row,) = metrics(tmp_path).to_dict("records")
     assert row["update"] == 0 and row["turns"] == 2 and row["env_turns"] == 4 and row["success"] == 0
-    assert row["hinted"] == 1 and 0 < row["wasted"] <= 2
+    assert row["hinted"] == 1 and 0 < row["wasted"] <= 2 and row["early"] == 0
     assert row["loss"] > 0 and row["grad_norm"] > 0 and row["tokens_acting"] > row["tokens_training"] / 4 > 0
     assert row["tokens_reflecting"] == 0  # the oracle reads no tokens
     assert row["tokens_teaching"] > row["tokens_training"]  # hints are branches on the same trunk
