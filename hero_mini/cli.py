@@ -188,8 +188,8 @@ def every_setting(sub: Parser, of: type, *, of_preset: Collection[str] = ()) -> 
         told = {"default": default, "help": f"(default: {field.default})"}
         if field.type == "bool":
             sub.add_argument(name, action="store_true", help="(default: no)")
-        elif field.type == "tuple[str, ...]":
-            sub.add_argument(name, nargs="+", **told)
+        elif field.type.startswith("tuple"):
+            sub.add_argument(name, nargs="+", type=float if "float" in field.type else str, **told)
         else:
             sub.add_argument(name, type={"int": int, "float": float, "str": str}[field.type.split(" |")[0]], **told)
 

@@ -12,7 +12,8 @@ from hero_mini.runtime import HeroError
 
 def _settings(options: argparse.Namespace, of: type) -> dict:
     """What the options of `cli.every_setting` say for the fields of a configuration."""
-    return {field.name: getattr(options, field.name) for field in fields(of)}
+    values = {field.name: getattr(options, field.name) for field in fields(of)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _policy(options: argparse.Namespace):
@@ -177,8 +178,7 @@ def warmup(options: argparse.Namespace) -> None:
     from hero_mini.models import WARMUP, load_policy
     from hero_mini.warmup import warm_up
 
-    config = WarmupConfig(**_settings(options, WarmupConfig) | {"envs": tuple(options.envs)})
-    warm_up(load_policy(adapter=None), options.out or WARMUP, config)
+    warm_up(load_policy(adapter=None), options.out or WARMUP, WarmupConfig(**_settings(options, WarmupConfig)))
 
 
 def report(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hero_mini import envs
 from hero_mini.runtime import HeroError, check_known
@@ -106,6 +106,7 @@ class WarmupConfig:
     episodes: int = 1300  # tasks of the warmup splits, one scripted episode each
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
+    skills: tuple[float, ...] = ()  # the same per entry of `envs`, where worlds differ; empty: `skill` for all
     trunk_skill: float = 0.45  # the same share in the episodes themselves: the model gets into states after mistakes
     own_every: int = 0  # every so many episodes one that the model samples itself: states it gets into; 0: none
     max_turns: int = 10
@@ -122,9 +123,15 @@ class WarmupConfig:
         for env in self.envs:
             check_known("env", env, envs.ENVS)
         _check_above_zero(self, "episodes batch max_turns branch_every rank lr max_tokens")
+        if len(self.skills) not in (0, len(self.envs)):
+            raise HeroError(f"{len(self.skills)} skills for {len(self.envs)} envs; give one for each, in their order")
         for every in ("own_every", "branch_every", "demo_every"):
             if getattr(self, every) > 1 and math.gcd(getattr(self, every), len(self.envs)) > 1:
                 raise HeroError(f"{every} shares a divisor with the number of envs: some worlds would never come up")
+
+    def at(self, index: int) -> WarmupConfig:
+        """The settings of one episode: those of its world."""
+        return replace(self, skill=self.skills[index % len(self.envs)]) if self.skills else self
 
 
 def _check_above_zero(config: TrainConfig | WarmupConfig, names: str) -> None:

@@ -191,11 +191,11 @@ def examples(policy: Policy, step: int, config: WarmupConfig, own: Mapping[int, 
     first = step * config.batch
     found = []
     for index in range(first, first + config.batch):
-        task, draw = _task(index, config), rng(config.seed, "warmup", index)
-        episode = own.get(index) or scripted_episode(policy, task, draw, replace(config, skill=config.trunk_skill))
-        found.append(episode_example(policy, episode, draw, config, branches=index % config.branch_every == 0))
+        task, draw, here = _task(index, config), rng(config.seed, "warmup", index), config.at(index)
+        episode = own.get(index) or scripted_episode(policy, task, draw, replace(here, skill=config.trunk_skill))
+        found.append(episode_example(policy, episode, draw, here, branches=index % config.branch_every == 0))
         if config.demo_every and index % config.demo_every == 0:
-            demo = demo_example(policy, task, draw, config)
+            demo = demo_example(policy, task, draw, here)
             found += [] if demo is None else [demo]
     return found
 

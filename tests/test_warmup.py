@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import hero_mini.warmup
 from hero_mini import envs
 from hero_mini.envs import Env
+from hero_mini.envs.base import task_id
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
 from hero_mini.runtime import HeroError
@@ -282,6 +283,18 @@ def test_examples_are_named_by_their_episode(tiny: Policy) -> None:
     examples(tiny, 0, CONFIG, {})
     assert ids(examples(tiny, step, CONFIG, {})) == late != ids(examples(tiny, step, replace(CONFIG, seed=1), {}))
     assert len(late) == CONFIG.batch + 1  # its first episode has a demonstration beside it
+
+
+def test_worlds_may_differ_in_skill(tiny: Policy) -> None:
+    config = replace(CONFIG, envs=("retail", "webshop"), skills=(0.9, 0.2), demo_every=0)
+    for at, example in enumerate(examples(tiny, 0, config, {})):
+        world = envs.make(config.envs[at])
+        world.reset(options={"task": world.task_named(task_id(world.name, "warmup", at, config.seed))})
+        best = (*tiny.encode(str(world.expert())), tiny.eos_id)
+        shares = [w for n, w in example.weights.items() if tuple(example.tree.nodes[n].ids) == best]
+        assert config.skills[at] in shares, "of the first turn, before anything could go wrong"
+    with pytest.raises(HeroError, match="1 skills for 2 envs"):
+        replace(config, skills=(0.9,))
 
 
 def test_the_loss_is_the_weighted_sum(tiny: Policy) -> None:
