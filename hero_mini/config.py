@@ -57,6 +57,7 @@ class TrainConfig:
     top_k: int | None = None  # None: the full vocabulary
     outcomes: str = "all"  # rollouts that train: "all", or those that ended in "success" or "failure"
     hints: str = "given"  # turns that train: "given" a hint, only the "blamed", or "all": the rest by what came back
+    min_confidence: float = 0.0  # of a diagnosis; one that its reflector gave less probability is left empty
     corrections: str = "kept"  # in a diagnosis; or "dropped": the teacher reads verdict and cause alone
     teacher: str = "frozen"  # or "ema", or "live"
     ema_decay: float = 0.95  # per update

@@ -93,6 +93,7 @@ def lesson(
     if context == "full_demo" and demo is None:
         context = None
     if context is not None:
+        diagnoses = [d if d and d.confidence >= config.min_confidence else None for d in diagnoses]
         if config.hints == "blamed":
             diagnoses = [d if d and d.verdict != "necessary" else None for d in diagnoses]
         if config.corrections == "dropped":

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import exp
 
 import pandas as pd
 
@@ -30,11 +31,15 @@ TOKENS_PER_DIAGNOSIS = 64
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one turn's action was worth, seen in hindsight. `better` is the corrected action, where one is offered."""
+    """What one turn's action was worth, seen in hindsight. `better` is the corrected action, where one is offered.
+
+    confidence: the probability that the reflector gave to these words; 1 where it has none to tell
+    """
 
     verdict: str  # one of VERDICTS
     cause: str = ""
     better: str | None = None
+    confidence: float = field(default=1.0, compare=False, repr=False)
 
     @property
     def hint(self) -> str:
@@ -137,12 +142,15 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     heard = [i for segment, _ in segments(policy, rollout) for i in segment]
     if not policy.warmed_up:
         heard += policy.message("system", f"You will be asked about every turn. Answer with one line:\n{FORM}")
-    said = []
+    said, confidence = [], []
     for t in range(len(rollout.turns)):
         answer = yield heard + ask_about(policy, rollout, t)
         said.append(policy.decode(answer.ids))
+        confidence.append(exp(sum(answer.logprobs)))
         heard = close_action(policy, answer.ids)
-    return parse_reflection(in_lines(said), rollout.actions)
+    read = parse_reflection(in_lines(said), rollout.actions)
+    sure = (d and replace(d, confidence=c) for d, c in zip(read.diagnoses, confidence, strict=True))
+    return replace(read, diagnoses=tuple(sure))
 
 
 def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool = False) -> Reflector:
@@ -203,9 +211,9 @@ def shuffled(reflections: Sequence[Reflection], draw) -> list[Reflection]:
 
 
 def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> pd.DataFrame:
-    """A row per turn: the oracle's verdict (truth), the reflector's (said), and the corrections of both.
+    """A row per turn: the oracle's verdict (truth), the reflector's (said), the corrections of both, its confidence.
 
-    An empty hint leaves said and better_said empty.
+    An empty hint leaves said, better_said and confidence empty.
     """
     rows = [
         {
@@ -215,11 +223,13 @@ def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) ->
             "said": d.verdict if d else None,
             "better_truth": turn.info["oracle"]["better"],
             "better_said": d.better if d else None,
+            "confidence": d.confidence if d else None,
         }
         for i, (rollout, reflection) in enumerate(zip(rollouts, reflections, strict=True))
         for t, (turn, d) in enumerate(zip(rollout.turns, reflection.diagnoses, strict=True))
     ]
-    return pd.DataFrame(rows, columns=["rollout", "turn", "truth", "said", "better_truth", "better_said"])
+    columns = ["rollout", "turn", "truth", "said", "better_truth", "better_said", "confidence"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def quality(turns: pd.DataFrame) -> pd.DataFrame:
@@ -239,6 +249,22 @@ def quality(turns: pd.DataFrame) -> pd.DataFrame:
     table = graded.groupby("verdict").mean().reset_index()
     table.insert(1, "turns", graded.groupby("verdict").size().to_numpy())
     return table
+
+
+def calibration(turns: pd.DataFrame, edges: Sequence[float] = (0.0, 0.5, 0.8, 0.95, 1.0)) -> pd.DataFrame:
+    """Whether the reflector knows how sure it may be, from `turn_rows`: a row per range of its confidence.
+
+    Columns: confidence (its mean), right (the share with the oracle's verdict and correction), turns. Empty hints and
+    empty ranges are left out.
+    """
+    said = turns[turns["said"].notna()]
+    better = said["better_said"].fillna("") == said["better_truth"].fillna("")
+    right = ((said["said"] == said["truth"]) & better).astype(float)
+    ranges = pd.cut(said["confidence"].astype(float).clip(upper=edges[-1]), edges, include_lowest=True)
+    graded = pd.DataFrame({"range": ranges, "confidence": said["confidence"].astype(float), "right": right})
+    by_range = graded.groupby("range", observed=True)
+    table = by_range.mean().assign(turns=by_range.size()).reset_index()
+    return table.assign(range=[f"{r.left:.2f} to {r.right:.2f}" for r in table["range"]])
 
 
 def blamed(turns: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -113,6 +113,7 @@ def _ablations_retail(size: Sizes) -> list[Job]:
         ("oracle_hero", ()),  # another reflector
         ("hero", (("hints", "blamed"),)),
         ("hero", (("corrections", "dropped"),)),
+        ("hero", (("min_confidence", 0.8),)),
         ("hero", (("outcomes", "failure"),)),
         ("hero", (("teacher", "ema"),)),
         ("hero", (("teacher", "live"),)),

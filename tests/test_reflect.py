@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from hero_mini.reflect import (
     Diagnosis,
     Reflection,
     blame,
+    calibration,
     endpoint_reflector,
     in_lines,
     interview,
@@ -159,9 +161,11 @@ def test_the_interview_follows_the_rollout_and_its_outcome(tiny: Policy, rollout
             assert heard == (told if t == 0 else "\n") + f"{START}system\n{asked}{END}\n{START}assistant\n"
             try:
                 ids = (*tiny.encode(diagnosis.hint), tiny.eos_id)
-                heard = tiny.tokenizer.decode(talk.send(Answer(ids, (0.0,) * len(ids))))
+                heard = tiny.tokenizer.decode(talk.send(Answer(ids, (-0.1, *[0.0] * (len(ids) - 2), -0.1 * t))))
             except StopIteration as end:
                 assert t == len(rollout.turns) - 1 and end.value == oracles
+                sure = [d.confidence for d in end.value.diagnoses]
+                assert sure == pytest.approx([math.exp(-0.1 - 0.1 * t) for t in range(len(sure))])
 
 
 def test_a_line_break_in_an_answer_makes_no_second_line() -> None:
@@ -230,6 +234,22 @@ def test_the_oracle_is_perfect(rollouts: list[Rollout]) -> None:
     assert table["turns"].sum() == sum(len(r.turns) for r in rollouts)
     assert (table[["parsed", "exact"]] == 1.0).all(axis=None)
     assert (table["corrected"].dropna() == 1.0).all()
+
+
+def test_calibration_counts_a_wrong_correction_as_wrong() -> None:
+    turns = pd.DataFrame(
+        [
+            ("necessary", "necessary", None, None, 0.99),
+            ("failed", "failed", "g()", "g()", 0.97),
+            ("failed", "failed", "g()", "h()", 0.6),
+            ("failed", "necessary", "g()", None, 0.7),
+            ("harmful", None, "g()", None, None),
+        ],
+        columns=["truth", "said", "better_truth", "better_said", "confidence"],
+    )
+    table = calibration(turns)
+    assert table["turns"].tolist() == [2, 2] and table["right"].tolist() == [0.0, 1.0]
+    assert table["confidence"].tolist() == pytest.approx([0.65, 0.98])
 
 
 # --- an endpoint -----------------------------------------------------------------------------------------------------

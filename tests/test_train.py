@@ -516,6 +516,15 @@ def test_hint_density(tiny: Policy, rollouts: list[Rollout]) -> None:
     assert share == pytest.approx({"all": 1.0, "given": given / turns, "blamed": blamed / turns})
 
 
+def test_a_diagnosis_without_confidence_does_not_train(tiny: Policy, rollouts: list[Rollout]) -> None:
+    sure = (0.4, *[0.9] * 10)  # of the first turn, and of the others
+    diagnoses = [[replace(d, confidence=c) for d, c in zip(r.diagnoses, sure, strict=False)] for r in oracle(rollouts)]
+    turns = sum(len(r.turns) for r in rollouts)
+    share = {c: one_update(tiny, rollouts, diagnoses, min_confidence=c)[0]["hinted"] for c in (0.0, 0.8, 0.9, 0.95)}
+    later = (turns - len(rollouts)) / turns  # all turns but the first ones
+    assert share == pytest.approx({0.0: 1.0, 0.8: later, 0.9: later, 0.95: 0.0})
+
+
 def test_without_corrections_the_teacher_reads_verdict_and_cause_alone(tiny: Policy, rollouts: list[Rollout]) -> None:
     diagnoses = [r.diagnoses for r in oracle(rollouts)]
     blame = [[replace(d, better=None) for d in of] for of in diagnoses]
