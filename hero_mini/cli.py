@@ -60,7 +60,11 @@ def build_parser() -> Parser:
         return sub
 
     def model_options(sub: Parser) -> None:
-        sub.add_argument("--model", default="default", help="the embedded model (default), a hub id, or a folder")
+        sub.add_argument(
+            "--model",
+            default="default",
+            help="the embedded model, warmed up in retail (default) or in three worlds (worlds); a hub id, or a folder",
+        )
         sub.add_argument(
             "--adapter", default="default", help="a trained adapter, for example runs/hero/adapter; or none"
         )
@@ -134,7 +138,7 @@ def build_parser() -> Parser:
         "figures/data are those of the preset full and the embedded model: other tables go to a folder of their own.",
     )
     sub.add_argument("name", help="which one: see hero_mini/studies.py")
-    sub.add_argument("--model", default="default", help="the embedded model (default), a hub id, or a folder")
+    sub.add_argument("--model", help="as elsewhere (default: the embedded one that the study needs)")
     sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
     sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
     sub.add_argument(

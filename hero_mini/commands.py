@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from hero_mini.config import SIZES, TrainConfig, WarmupConfig
+from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig
 from hero_mini.runtime import HeroError
 
 
@@ -155,7 +155,7 @@ def study(options: argparse.Namespace) -> None:
     from hero_mini.study import study
 
     engine = local if options.engine == "local" else partial(on_ray, cpus=options.cpus, gpus=options.gpus)
-    results = options.preset == "full" and options.model == "default"  # all else must not take their place
+    results = options.preset == "full" and options.model is None  # all else must not take their place
     data = options.data or (Path("figures/data") if results else options.runs / f"data-{options.preset}")
     table = study(options.name, options.preset, runs=options.runs, data=data, engine=engine, model=options.model)
     print(table.to_string(index=False))
@@ -175,10 +175,11 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def warmup(options: argparse.Namespace) -> None:
-    from hero_mini.models import WARMUP, load_policy
+    from hero_mini.models import SHIPPED, load_policy
     from hero_mini.warmup import warm_up
 
-    warm_up(load_policy(adapter=None), options.out or WARMUP, WarmupConfig(**_settings(options, WarmupConfig)))
+    out = options.out or SHIPPED / WARMUPS["default"]
+    warm_up(load_policy(adapter=None), out, WarmupConfig(**_settings(options, WarmupConfig)))
 
 
 def report(options: argparse.Namespace) -> None:

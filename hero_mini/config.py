@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hero_mini import envs
 from hero_mini.runtime import HeroError, check_known
 
+WARMUPS = {"default": "warmup", "worlds": "worlds"}  # names of the embedded model, and its warm-up in adapters/
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hero_mini.config import TrainConfig
+from hero_mini.config import WARMUPS, TrainConfig
 from hero_mini.embedded import NAME
 from hero_mini.lora import TARGETS
 from hero_mini.runtime import HeroError, nearest
@@ -74,11 +74,11 @@ class Memory:
 
 
 def read_config(model: str | Path) -> PreTrainedConfig:
-    """The configuration of a model in `KNOWN`, of "default", of a folder, or of a hub id (which needs the network).
+    """The configuration of a model in `KNOWN`, of the embedded one, of a folder, or of a hub id (by network).
 
     raises HeroError: there is none
     """
-    name = NAME if str(model) == "default" else str(model)
+    name = NAME if str(model) in WARMUPS else str(model)
     if name in KNOWN:
         numbers = dict(KNOWN[name])
         return AutoConfig.for_model(numbers.pop("model_type"), tie_word_embeddings=True, **numbers)

@@ -1,6 +1,7 @@
 """The policy: a causal language model with its tokenizer, speaking ChatML.
 
-    policy = load_policy()                                       # the embedded SmolLM2-135M with its warm-up
+    policy = load_policy()                                       # the embedded SmolLM2-135M with its warm-up in retail
+    policy = load_policy("worlds")                               # the same with one in all three worlds
     policy = load_policy("Qwen/Qwen3-4B-Instruct-2507")          # any ChatML model of the hub, or a local folder
 
 Text from outside (users, tools, the model itself) becomes ids through `encode` alone, which never yields a control
@@ -22,12 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from hero_mini.attention import register
+from hero_mini.config import WARMUPS
 from hero_mini.embedded import NAME, embedded_model
 from hero_mini.runtime import HeroError, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
-SHIPPED = Path(__file__).parent / "adapters"  # warm-ups of the default model
-WARMUP = SHIPPED / "warmup"  # the default one
+SHIPPED = Path(__file__).parent / "adapters"  # warm-ups of the embedded model
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -112,23 +113,23 @@ def load_policy(
 ) -> Policy:
     """A policy ready to act: weights loaded, adapter merged, in eval mode.
 
-    model: "default" (the embedded SmolLM2-135M-Instruct), a hub id, or a folder
-    adapter: "default" (the shipped warm-up, for the default model; nothing for others), a peft folder or hub id, None
+    model: "default" or "worlds" (the embedded SmolLM2-135M-Instruct, see `config.WARMUPS`), a hub id, or a folder
+    adapter: "default" (the embedded model's warm-up; nothing for others), a peft folder or hub id, None
     device: "auto" (CUDA, else MPS, else CPU) or torch's name for one;  dtype: "auto", "bfloat16", "float32", "float16"
     raises HeroError: in one sentence, what is wrong and the remedy
     """
     target, kind = _device(device), _dtype(dtype, _device(device))
-    is_default = str(model) == "default"
+    warmup = WARMUPS.get(str(model))
     adapters = []  # in the order in which they are merged
-    if adapter is not None and (is_default or str(adapter) != "default"):
-        adapters = [_adapter(WARMUP if str(adapter) == "default" else adapter)]
-        made_for, _, warmup = (adapters[0][1].base_model_name_or_path or "").partition("+")
-        if is_default and made_for == NAME and (SHIPPED / warmup / "adapter_config.json").is_file():
-            adapters.insert(0, _adapter(SHIPPED / warmup))  # it was trained on the warmed-up model
+    if adapter is not None and (warmup or str(adapter) != "default"):
+        adapters = [_adapter(SHIPPED / warmup if warmup and str(adapter) == "default" else adapter)]
+        made_for, _, under = (adapters[0][1].base_model_name_or_path or "").partition("+")
+        if warmup and made_for == NAME and (SHIPPED / under / "adapter_config.json").is_file():
+            adapters.insert(0, _adapter(SHIPPED / under))  # it was trained on the warmed-up model
 
-    name = NAME if is_default else str(model)
+    name = NAME if warmup else str(model)
     # a merge is done in float32 and rounded once
-    network, tokenizer = _load(embedded_model() if is_default else model, torch.float32 if adapters else kind)
+    network, tokenizer = _load(embedded_model() if warmup else model, torch.float32 if adapters else kind)
     for where, config in adapters:
         network, name = _merge(network, name, where, config)
     for parameter in network.parameters():  # not Module.to: the rotary frequencies stay float32
@@ -157,7 +158,7 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
         reason = first_line(error)
         if local:
             raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
-        meant = nearest(place, ["default"])
+        meant = nearest(place, WARMUPS)
         raise HeroError(
             f"{place!r}{meant} is no folder here and could not be loaded from the hub ({reason}): "
             "check the spelling and the network, or use the embedded model 'default'."
@@ -171,7 +172,7 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
 def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
     """Where an adapter lies and its configuration."""
     folder = Path(source).expanduser()
-    if folder == WARMUP and not folder.is_dir():
+    if folder.parent == SHIPPED and not folder.is_dir():
         raise HeroError("The warm-up adapter is not here: run `python -m hero_mini warmup`, or pass adapter=None.")
     place = str(folder if folder.exists() else source)
     try:

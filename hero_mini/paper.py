@@ -73,32 +73,36 @@ def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
     """All runs in the studies' tables of the folder `data`, each once, as `read` gives them; table: where it was found.
 
     suffix: "" for test episodes, "_curves" for updates, "_ability" for its items
-    Studies share runs, so a run may stand in several tables: the first one counts, in the order of STUDIES.
+    Studies share runs, so a run may stand in several tables: the first one counts, in the order of STUDIES. Where the
+    agents of two models act in the same world, those of the model that is found first count there.
     """
-    tables = [read(path).assign(table=path.stem) for path in alike(data, suffix)]
+    tables = [read(path).assign(table=path.stem, model=_settings(path)["model"]) for path in alike(data, suffix)]
     if not tables:
         return pd.DataFrame(columns=EMPTY)
     rows = pd.concat(tables, ignore_index=True)
     if "task" in rows:  # a setting was chosen on the others
         rows = rows[~rows["task"].str.contains("/validation/")]
+    rows = rows[rows["model"] == rows.groupby("env", dropna=False)["model"].transform("first")].drop(columns="model")
     first = rows.groupby(["run", "env"], sort=False)["table"].transform("first")
     return rows[rows["table"] == first].reset_index(drop=True)
 
 
 def alike(data: Path, suffix: str = "") -> list[Path]:
-    """The studies' tables in `data` that were made with the settings of the newest one, as far as both name them.
+    """The studies' tables in `data` made with the settings of their model's newest one, as far as both name them.
 
     One base agent, trained by the same rules, has to be behind all rows of a comparison.
     """
-
-    def settings(path: Path) -> dict:
-        about = origin(path)
-        return {k: about[k] for k in ("preset", "adapter") if k in about} | about.get("settings", {})  # older ones: two
-
     paths = [path for name in STUDIES if (path := data / f"{name}{suffix}.csv").exists()]
-    newest = max(paths, key=lambda path: str(origin(path).get("date", "")), default=None)
-    wanted = settings(newest) if newest else {}
-    return [path for path in paths if all(wanted.get(k, v) == v for k, v in settings(path).items())]
+    by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
+    newest = {_settings(path)["model"]: _settings(path) for path in by_age}
+    wanted = {path: newest[_settings(path)["model"]] for path in paths}
+    return [path for path in paths if all(wanted[path].get(k, v) == v for k, v in _settings(path).items())]
+
+
+def _settings(path: Path) -> dict:
+    """What the runs of a study's table have in common; older tables name preset and adapter only."""
+    about = origin(path)
+    return {"model": "default"} | {k: about[k] for k in ("preset", "adapter") if k in about} | about.get("settings", {})
 
 
 def in_world(rows: pd.DataFrame, world: str, trained_on: str | None = None) -> pd.DataFrame:

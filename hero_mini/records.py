@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from hero_mini.config import TrainConfig, sizes
+from hero_mini.config import WARMUPS, TrainConfig, sizes
 from hero_mini.runtime import HeroError, atomic_write
-from hero_mini.studies import STUDIES, Job, Step, jobs
+from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import origin, read_table, write_origin, write_table
 
-ADAPTER = Path(__file__).parent / "adapters/warmup/adapter_model.safetensors"
+ADAPTERS = Path(__file__).parent / "adapters"
 SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
 COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
 Record = dict[str, str | float]  # of a command: minutes, commit, date
@@ -35,14 +35,15 @@ def common_settings(preset: str, model: str) -> dict[str, object]:
     training = asdict(TrainConfig(tasks=size.tasks, budget=size.budget))
     for own in ("arm", "env", "seed", "updates"):  # which every run names itself
         del training[own]
-    adapter = start(model) if model == "default" else "none"
+    adapter = start(model) if model in WARMUPS else "none"
     return {"preset": preset, "model": model, "adapter": adapter, **training}
 
 
 def start(model: str) -> str:
     """What tells runs of one start from those of another: the warm-up adapter, or a model that starts without one."""
-    if model == "default":
-        return hashlib.sha256(ADAPTER.read_bytes()).hexdigest()[:8]
+    if model in WARMUPS:
+        weights = ADAPTERS / WARMUPS[model] / "adapter_model.safetensors"
+        return hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     return f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
@@ -135,7 +136,7 @@ def gather(
             found[step.suffix].append(label.join(table))
     failed = {job.name: problems[job.name] for job in planned if job.name in problems and job.name not in finished}
     command = f"python -m hero_mini study {name} --preset {preset}"
-    about: dict[str, object] = {"command": command if model == "default" else f"{command} --model {model}"}
+    about: dict[str, object] = {"command": command if model == MODELS[name] else f"{command} --model {model}"}
     if records := [record for run in finished.values() for record in run.values()]:  # when they were made, not gathered
         about["commit"] = ", ".join(dict.fromkeys(str(record["commit"]) for record in records))
         about["date"] = max(str(record["date"]) for record in records)

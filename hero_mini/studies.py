@@ -163,7 +163,10 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
 }
 
 
-def jobs(name: str, preset: str, model: str = "default") -> list[Job]:
-    """The runs of a study. raises HeroError: unknown name or preset"""
+MODELS = dict.fromkeys(STUDIES, "default") | {"worlds": "worlds"}  # which they start from, unless told otherwise
+
+
+def jobs(name: str, preset: str, model: str | None = None) -> list[Job]:
+    """The runs of a study, with its own model by default. raises HeroError: unknown name or preset"""
     check_known("study", name, STUDIES)
-    return [replace(job, model=model) for job in STUDIES[name](sizes(preset))]
+    return [replace(job, model=model or MODELS[name]) for job in STUDIES[name](sizes(preset))]

@@ -39,18 +39,20 @@ from hero_mini.tables import commit
 
 
 def study(
-    name: str, preset: str, *, runs: Path, data: Path, engine: Callable = local, model: str = "default"
+    name: str, preset: str, *, runs: Path, data: Path, engine: Callable = local, model: str | None = None
 ) -> pd.DataFrame:
     """Do what is left of a study and gather what is there; returns a row per run: name, status, minutes.
 
     engine: works on the runs, see `engines`
-    model: see `models.load_policy`; all but the default one start without a warm-up adapter
+    model: see `models.load_policy`; None: the study's own, an embedded one. All others start without a warm-up adapter
     status: "finished", or what went wrong; a run that failed is tried again when the study is started again
     raises HeroError: unknown study, another process is working in the same folder, or the folder or the table is one
         of runs with other settings
     """
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    planned, size, today = jobs(name, preset, model), SIZES[preset], common_settings(preset, model)
+    model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    planned, size = jobs(name, preset, model), SIZES[preset]
+    model = planned[0].model
+    today = common_settings(preset, model)
     folder = runs.resolve() / f"{preset}-{start(model)}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")

@@ -176,6 +176,12 @@ def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
         told = {"adapter": adapter} if adapter == "old" else {"settings": {"adapter": adapter, "lr": 1}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"date": date} | told))
     assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}
+    pd.concat([*tables["worlds"], outcomes("base").assign(success=3.0)]).to_csv(tmp_path / "worlds.csv", index=False)
+    told = {"date": "2026-01-03", "settings": {"model": "worlds", "adapter": "third"}}
+    (tmp_path / "worlds.json").write_text(json.dumps(told))
+    rows = paper.read_all(tmp_path)
+    assert set(rows["table"]) == {"retail", "worlds"}, "each model has a newest table of its own"
+    assert rows["success"].max() == 2.0 and set(rows["env"]) == {"retail", "airline"}, "in retail the default one acts"
     assert paper.read_all(tmp_path / "nothing").empty and paper.alike(tmp_path / "nothing") == []
 
 

@@ -127,9 +127,10 @@ def test_adapter_of_another_shape(folder: Path, adapter: Path, change: str) -> N
 def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HeroError, match="No adapter at .*nowhere.*adapter_config.json"):
         load_policy(folder, adapter=tmp_path / "nowhere")
-    monkeypatch.setattr(models, "WARMUP", tmp_path / "warmup")
-    with pytest.raises(HeroError, match="python -m hero_mini warmup.*adapter=None"):
-        load_policy()
+    monkeypatch.setattr(models, "SHIPPED", tmp_path)
+    for name in ("default", "worlds"):
+        with pytest.raises(HeroError, match="python -m hero_mini warmup.*adapter=None"):
+            load_policy(name)
 
 
 @pytest.mark.parametrize("name", ["warmup", "another"])

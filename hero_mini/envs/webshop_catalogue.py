@@ -114,8 +114,9 @@ WISHES = (
     "I am looking for {what}: {options}, price up to ${limit}.",
     "Find {what} with {options} for ${limit} or less.",
 )
+DEAR = (1.5, 3.0)  # a price over the limit, in limits: a small model reads sizes better than it compares digits
 FAMILIES = {  # what it takes to find the product that fits
-    "plain": 0.40,  # it stands on the first page of results
+    "plain": 0.40,  # it stands on the first page of results, where one twin is over the price
     "options": 0.20,  # a twin without the wanted option stands before it
     "page": 0.20,  # the whole first page is over the price
     "features": 0.20,  # its title hides one attribute, which only the Features page tells
@@ -220,7 +221,7 @@ def _twins(draw: random.Random, split: str, family: str, target: Product, goal: 
     def hidden(product: Product) -> Product:
         return replace(product, titled=goal.attributes[:1])
 
-    dear = [twin(price=goal.limit + draw.randint(2, 30)) for _ in range(3 if family == "page" else 1)]
+    dear = [twin(price=round(goal.limit * draw.uniform(*DEAR))) for _ in range({"page": 3, "plain": 1}.get(family, 0))]
     name = draw.choice(list(goal.options))
     left = tuple(value for value in SHELF[goal.kind].options[name] if value != goal.options[name])
     unoffered = twin(options={**target.options, name: _some(draw, left)})
@@ -234,7 +235,8 @@ def _twins(draw: random.Random, split: str, family: str, target: Product, goal: 
     pair = [unoffered, target] if family == "options" else [target, unoffered]
     if family == "page":
         return [*dear, *pair, *unlike]
-    pair.insert(draw.randrange(3), *dear)
+    for product in dear:
+        pair.insert(draw.randrange(3), product)
     return pair + unlike
 
 
