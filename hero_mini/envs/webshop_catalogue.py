@@ -116,10 +116,10 @@ WISHES = (
 )
 DEAR = (1.5, 3.0)  # a price over the limit, in limits: a small model reads sizes better than it compares digits
 FAMILIES = {  # what it takes to find the product that fits
-    "plain": 0.40,  # it stands on the first page of results, where one twin is over the price
-    "options": 0.20,  # a twin without the wanted option stands before it
-    "page": 0.20,  # the whole first page is over the price
-    "features": 0.20,  # its title hides one attribute, which only the Features page tells
+    "plain": 0.64,  # it is the first of the results
+    "options": 0.12,  # a twin without the wanted option stands before it
+    "page": 0.12,  # the whole first page is over the price
+    "features": 0.12,  # it is the first, but its title hides one attribute, which only the Features page tells
 }
 
 
@@ -221,7 +221,7 @@ def _twins(draw: random.Random, split: str, family: str, target: Product, goal: 
     def hidden(product: Product) -> Product:
         return replace(product, titled=goal.attributes[:1])
 
-    dear = [twin(price=round(goal.limit * draw.uniform(*DEAR))) for _ in range({"page": 3, "plain": 1}.get(family, 0))]
+    dear = [twin(price=round(goal.limit * draw.uniform(*DEAR))) for _ in range(3 if family == "page" else 1)]
     name = draw.choice(list(goal.options))
     left = tuple(value for value in SHELF[goal.kind].options[name] if value != goal.options[name])
     unoffered = twin(options={**target.options, name: _some(draw, left)})
@@ -231,13 +231,9 @@ def _twins(draw: random.Random, split: str, family: str, target: Product, goal: 
         pair = (kept, new)
         unlike.append(twin(attributes=pair, titled=pair))
     if family == "features":
-        target, unoffered, unlike[0] = hidden(target), hidden(unoffered), hidden(unlike[0])
+        target, unoffered, unlike[0], dear[0] = (hidden(product) for product in (target, unoffered, unlike[0], dear[0]))
     pair = [unoffered, target] if family == "options" else [target, unoffered]
-    if family == "page":
-        return [*dear, *pair, *unlike]
-    for product in dear:
-        pair.insert(draw.randrange(3), product)
-    return pair + unlike
+    return [*dear, *pair, *unlike] if family == "page" else [*pair, *dear, *unlike]
 
 
 def _wish(draw: random.Random, goal: Goal) -> str:
