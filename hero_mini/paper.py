@@ -93,10 +93,10 @@ def alike(data: Path, suffix: str = "") -> list[Path]:
     One base agent, trained by the same rules, has to be behind all rows of a comparison.
     """
     paths = [path for name in STUDIES if (path := data / f"{name}{suffix}.csv").exists()]
+    made = {path: _settings(path) for path in paths}
     by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
-    newest = {_settings(path)["model"]: _settings(path) for path in by_age}
-    wanted = {path: newest[_settings(path)["model"]] for path in paths}
-    return [path for path in paths if all(wanted[path].get(k, v) == v for k, v in _settings(path).items())]
+    newest = {made[path]["model"]: made[path] for path in by_age}
+    return [p for p in paths if all(newest[made[p]["model"]].get(k, v) == v for k, v in made[p].items())]
 
 
 def _settings(path: Path) -> dict:

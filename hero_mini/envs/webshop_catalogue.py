@@ -114,7 +114,7 @@ WISHES = (
     "I am looking for {what}: {options}, price up to ${limit}.",
     "Find {what} with {options} for ${limit} or less.",
 )
-DEAR = (1.5, 3.0)  # a price over the limit, in limits: a small model reads sizes better than it compares digits
+DEAR = (1.5, 3.0)  # a price over the limit, as a multiple of it
 FAMILIES = {  # what it takes to find the product that fits
     "plain": 0.64,  # it is the first of the results
     "options": 0.12,  # a twin without the wanted option stands before it
