@@ -175,10 +175,10 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def warmup(options: argparse.Namespace) -> None:
-    from hero_mini.models import SHIPPED, load_policy
+    from hero_mini.models import ADAPTERS, load_policy
     from hero_mini.warmup import warm_up
 
-    out = options.out or SHIPPED / WARMUPS["default"]
+    out = options.out or ADAPTERS / WARMUPS["default"]
     warm_up(load_policy(adapter=None), out, WarmupConfig(**_settings(options, WarmupConfig)))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hero_mini import envs
 from hero_mini.runtime import HeroError, check_known
 
-WARMUPS = {"default": "warmup", "worlds": "worlds"}  # names of the embedded model, and its warm-up in adapters/
+ADAPTERS = Path(__file__).parent / "adapters"  # shipped: warm-ups of the embedded model
+WARMUPS = {"default": "warmup", "worlds": "worlds"}  # names of the embedded model, and the folder of its warm-up
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 
@@ -109,7 +111,7 @@ class WarmupConfig:
     batch: int = 2  # episodes per optimiser step
     skill: float = 0.65  # share of expert actions in the scripted agent; the rest are bad habits
     skills: tuple[float, ...] = ()  # the same per entry of `envs`, where worlds differ; empty: `skill` for all
-    trunk_skill: float = 0.45  # the same share in the episodes themselves: the model gets into states after mistakes
+    trunk_skill: float = 0.65  # the same share in the episodes themselves, whose states are the ones taught in
     own_every: int = 0  # every so many episodes one that the model samples itself: states it gets into; 0: none
     max_turns: int = 10
     branch_every: int = 1  # every so many episodes one with an example of each local context

@@ -23,12 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from hero_mini.attention import register
-from hero_mini.config import WARMUPS
+from hero_mini.config import ADAPTERS, WARMUPS
 from hero_mini.embedded import NAME, embedded_model
 from hero_mini.runtime import HeroError, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
-SHIPPED = Path(__file__).parent / "adapters"  # warm-ups of the embedded model
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -122,10 +121,10 @@ def load_policy(
     warmup = WARMUPS.get(str(model))
     adapters = []  # in the order in which they are merged
     if adapter is not None and (warmup or str(adapter) != "default"):
-        adapters = [_adapter(SHIPPED / warmup if warmup and str(adapter) == "default" else adapter)]
+        adapters = [_adapter(ADAPTERS / warmup if warmup and str(adapter) == "default" else adapter)]
         made_for, _, under = (adapters[0][1].base_model_name_or_path or "").partition("+")
-        if warmup and made_for == NAME and (SHIPPED / under / "adapter_config.json").is_file():
-            adapters.insert(0, _adapter(SHIPPED / under))  # it was trained on the warmed-up model
+        if warmup and made_for == NAME and (ADAPTERS / under / "adapter_config.json").is_file():
+            adapters.insert(0, _adapter(ADAPTERS / under))  # it was trained on the warmed-up model
 
     name = NAME if warmup else str(model)
     # a merge is done in float32 and rounded once
@@ -136,7 +135,7 @@ def load_policy(
         parameter.data = parameter.data.to(kind)
     network.config.dtype = kind
     network.name_or_path = name  # peft writes it into adapters trained on this policy
-    warmed_up = any(Path(where).resolve().parent == SHIPPED.resolve() for where, _ in adapters)
+    warmed_up = any(Path(where).resolve().parent == ADAPTERS.resolve() for where, _ in adapters)
     return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
 
 
@@ -172,7 +171,7 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
 def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
     """Where an adapter lies and its configuration."""
     folder = Path(source).expanduser()
-    if folder.parent == SHIPPED and not folder.is_dir():
+    if folder.parent == ADAPTERS and not folder.is_dir():
         raise HeroError("The warm-up adapter is not here: run `python -m hero_mini warmup`, or pass adapter=None.")
     place = str(folder if folder.exists() else source)
     try:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hero_mini.config import WARMUPS, TrainConfig, sizes
+from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import origin, read_table, write_origin, write_table
 
-ADAPTERS = Path(__file__).parent / "adapters"
 SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
 COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
 Record = dict[str, str | float]  # of a command: minutes, commit, date

@@ -303,7 +303,7 @@ def draw() -> None:
     saved("probe_retail/edge.csv", lambda edges: figures.edge_figure(probe.summary(edges)), "edge_retail")
     saved("probe_retail/reflection.csv", figures.reflection_table_figure, "reflection_retail")
     saved("hero_retail.csv", lambda rows: bars(rows.groupby("arm", sort=False)), "hero_retail")
-    saved("worlds.csv", lambda rows: bars((": ".join(name), mine) for name, mine in _by_agent(rows)), "worlds")
+    saved("worlds.csv", lambda rows: bars((f"{who}, in {env}", mine) for (env, who), mine in _by_agent(rows)), "worlds")
     saved("hero_retail_curves.csv", figures.learning_curves, "hero_retail_curves")
     saved("bench.csv", figures.bench_figure, "bench")
 

@@ -127,7 +127,7 @@ def test_adapter_of_another_shape(folder: Path, adapter: Path, change: str) -> N
 def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HeroError, match="No adapter at .*nowhere.*adapter_config.json"):
         load_policy(folder, adapter=tmp_path / "nowhere")
-    monkeypatch.setattr(models, "SHIPPED", tmp_path)
+    monkeypatch.setattr(models, "ADAPTERS", tmp_path)
     for name in ("default", "worlds"):
         with pytest.raises(HeroError, match="python -m hero_mini warmup.*adapter=None"):
             load_policy(name)
@@ -138,7 +138,7 @@ def test_adapter_on_top_of_a_warm_up(folder: Path, tmp_path: Path, monkeypatch: 
     """An adapter trained on the default model with one of the shipped warm-ups brings that warm-up along."""
     monkeypatch.setattr(models, "embedded_model", lambda: folder)
     monkeypatch.setattr(models, "NAME", "tiny")
-    monkeypatch.setattr(models, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(models, "ADAPTERS", tmp_path / "shipped")
     plain = load_policy(adapter=None, dtype="float32")
     warm = load_policy(adapter=make_adapter(plain.model, "tiny", tmp_path / "shipped" / name), dtype="float32")
     assert warm.name == warm.model.name_or_path == f"tiny+{name}"
