@@ -11,7 +11,7 @@ from hero_mini import envs
 from hero_mini.runtime import HeroError, check_known
 
 ADAPTERS = Path(__file__).parent / "adapters"  # shipped: warm-ups of the embedded model
-WARMUPS = {"default": "warmup", "worlds": "worlds"}  # names of the embedded model, and the folder of its warm-up
+WARMUPS = {"default": "warmup", "worlds": "worlds", "no_demos": "no_demos"}  # the embedded model's names and warm-ups
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 
@@ -80,6 +80,8 @@ class TrainConfig:
         )
         if ARMS[self.arm].grpo and self.group < 2:
             raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
+        if ARMS[self.arm].grpo and self.outcomes != "all":
+            raise HeroError(f"arm {self.arm} compares successes with failures; set outcomes to all")
 
     @property
     def grpo_share(self) -> float:

@@ -77,15 +77,15 @@ def by_task(rows: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -> tuple[float, float, float]:
-    """Mean difference rows - against with its paired interval.
+    """Mean difference rows - against with its paired interval, seed by seed; a single seed goes with all others.
 
-    raises HeroError: the two tables do not cover the same tasks
+    raises HeroError: the two tables do not cover the same tasks, or seeds
     """
     a, b = by_task(rows, column), by_task(against, column)
     if set(rows["task"]) != set(against["task"]) or np.isnan(a).any() or np.isnan(b).any():
         raise HeroError("the evaluations cover different tasks; evaluate all seeds with the same split and n_tasks")
-    if b.shape[0] not in (1, a.shape[0]):
-        b = b.mean(axis=0, keepdims=True)
+    if 1 not in (len(a), len(b)) and set(rows["seed"]) != set(against["seed"]):
+        raise HeroError("the evaluations are of different seeds; compare those that both have")
     return interval(a - b, **settings)
 
 

@@ -83,9 +83,10 @@ def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
 
 
 def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
-    """One number before training against the outcome: columns arm, gain, low, high, and a column per number.
+    """One number before training against the outcome: columns arm, gain, low, high, each, and a column per number.
 
-    A panel per number with the arm's name at its point; bars: 95 % interval of the gain.
+    A panel per number with the arm's name at its point; bar: 95 % interval of the gain; each: the gain of every seed, a
+    short line.
     """
     fig, axes = blank(2.7 * len(shown), 3.4, columns=len(shown))
     for ax, (number, title) in zip(axes, shown.items(), strict=True):
@@ -94,6 +95,7 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
             color, marker = style_of(row["arm"], i)
             ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
             ax.plot(row[number], row["gain"], marker=marker, color=color, markersize=8)
+            ax.plot([row[number]] * len(row["each"]), row["each"], linestyle="", marker="_", color=BLACK, markersize=10)
             side = {"xytext": (-6, 4), "ha": "right"} if row[number] > middle else {"xytext": (6, 4), "ha": "left"}
             ax.annotate(row["arm"], (row[number], row["gain"]), textcoords="offset points", fontsize=8, **side)
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)

@@ -112,7 +112,7 @@ def load_policy(
 ) -> Policy:
     """A policy ready to act: weights loaded, adapter merged, in eval mode.
 
-    model: "default" or "worlds" (the embedded SmolLM2-135M-Instruct, see `config.WARMUPS`), a hub id, or a folder
+    model: "default", "worlds" or "no_demos" (SmolLM2-135M-Instruct with that warm-up), a hub id, or a folder
     adapter: "default" (the embedded model's warm-up; nothing for others), a peft folder or hub id, None
     device: "auto" (CUDA, else MPS, else CPU) or torch's name for one;  dtype: "auto", "bfloat16", "float32", "float16"
     raises HeroError: in one sentence, what is wrong and the remedy
@@ -227,8 +227,8 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """bf16 where it is the faster one: on CUDA, and on processors that multiply it. On others float32 measured 1.5 times
-    as fast, on one with AVX-512 BF16 bf16 three times (an update of training)."""
+    """bf16 where it is the faster one: on CUDA, and on processors that multiply it. Measured on an update of training:
+    three times as fast with AVX-512 BF16, and half slower than float32 with AVX-512 alone."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -90,13 +90,19 @@ def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
 def alike(data: Path, suffix: str = "") -> list[Path]:
     """The studies' tables in `data` made with the settings of their model's newest one, as far as both name them.
 
-    One base agent, trained by the same rules, has to be behind all rows of a comparison.
+    One base agent, trained by the same rules, has to be behind all rows of a comparison. Older tables do not name the
+    rules: they stand beside each other, and beside no newer one.
     """
     paths = [path for name in STUDIES if (path := data / f"{name}{suffix}.csv").exists()]
     made = {path: _settings(path) for path in paths}
     by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
     newest = {made[path]["model"]: made[path] for path in by_age}
-    return [p for p in paths if all(newest[made[p]["model"]].get(k, v) == v for k, v in made[p].items())]
+
+
+    def fits(mine: dict, other: dict) -> bool:
+        return ("budget" in mine) == ("budget" in other) and all(other.get(k, v) == v for k, v in mine.items())
+
+    return [path for path in paths if fits(made[path], newest[made[path]["model"]])]
 
 
 def _settings(path: Path) -> dict:
@@ -181,7 +187,12 @@ def visible(table: pd.DataFrame) -> pd.DataFrame:
     smallest: a true difference of this size excludes zero from the interval in four studies of five
     """
     se = (table["high"] - table["low"]) / (2 * NormalDist().inv_cdf(0.975))
-    return table.assign(se=se, smallest=VISIBLE * se)
+    return table.assign(se=se, smallest=smallest_visible(table["low"], table["high"]))
+
+
+def smallest_visible(low: float, high: float) -> float:
+    """The smallest true difference that a comparison with such an interval would mostly have shown, see `visible`."""
+    return VISIBLE * (high - low) / (2 * NormalDist().inv_cdf(0.975))
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:

@@ -145,6 +145,10 @@ def _worlds(size: Sizes) -> list[Job]:
     return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in range(size.seeds)]
 
 
+def _no_demos(size: Sizes) -> list[Job]:
+    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
+
+
 def _grid_retail(size: Sizes) -> list[Job]:
     """The same learning rates for every arm, so that none is compared at a rate that suits another."""
     arms = [("hero", ()), ("env_feedback", ()), ("full_demo", ()), ("grpo", _groups(size, 4))]
@@ -160,10 +164,11 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "groups_retail": _groups_retail,  # rollouts per task
     "worlds": _worlds,  # HERO on each world, and from retail to the others
     "grid_retail": _grid_retail,  # settings of every arm, chosen on the validation split
+    "no_demos": _no_demos,  # is it the warm-up that lets a demonstration help?
 }
 
-
-MODELS = dict.fromkeys(STUDIES, "default") | {"worlds": "worlds"}  # which they start from, unless told otherwise
+# which they start from, unless told otherwise
+MODELS = dict.fromkeys(STUDIES, "default") | {"worlds": "worlds", "no_demos": "no_demos"}
 
 
 def jobs(name: str, preset: str, model: str | None = None) -> list[Job]:

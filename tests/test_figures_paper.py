@@ -176,6 +176,11 @@ def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
         told = {"adapter": adapter} if adapter == "old" else {"settings": {"adapter": adapter, "lr": 1}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"date": date} | told))
     assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}
+    (tmp_path / "hero_retail.json").write_text(json.dumps({"date": "2026-01-01", "adapter": "new"}))
+    told = {"adapter": "new", "lr": 1, "budget": 600}
+    for name in ("retail", "worlds"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"date": "2026-01-02", "settings": told}))
+    assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}, "how the older one was trained is not known"
     pd.concat([*tables["worlds"], outcomes("base").assign(success=3.0)]).to_csv(tmp_path / "worlds.csv", index=False)
     told = {"date": "2026-01-03", "settings": {"model": "worlds", "adapter": "third"}}
     (tmp_path / "worlds.json").write_text(json.dumps(told))
@@ -238,7 +243,7 @@ def test_a_difference_has_its_numbers_and_a_tick_per_seed(rows):
 def made_up(folder: Path, keep) -> None:
     """Every study's tables, of the jobs that `keep` accepts."""
     folder.mkdir(parents=True)
-    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds"):
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
         jobs = [job for job in study.STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
         tested = [outcomes(job.arm, job.variant, env=env, trained_on=job.env) for job in jobs for env in job.tests]
         trained = [curve(job.arm, job.variant, env=job.env) for job in jobs if job.arm != "base"]
@@ -271,7 +276,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
 def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "figures" / "data").mkdir(parents=True)
     said = run_page(tmp_path, monkeypatch)
-    for name in ("retail", "ablations_retail", "groups_retail", "worlds"):
+    for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
     assert f"{len(report.CLAIMS)} not run yet" in said

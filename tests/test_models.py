@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from hero_mini import embedded, models
+from hero_mini.config import WARMUPS
 from hero_mini.embedded import embedded_model
 from hero_mini.models import Policy, load_policy
 from hero_mini.runtime import HeroError
@@ -128,7 +129,7 @@ def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(HeroError, match="No adapter at .*nowhere.*adapter_config.json"):
         load_policy(folder, adapter=tmp_path / "nowhere")
     monkeypatch.setattr(models, "ADAPTERS", tmp_path)
-    for name in ("default", "worlds"):
+    for name in WARMUPS:
         with pytest.raises(HeroError, match="python -m hero_mini warmup.*adapter=None"):
             load_policy(name)
 

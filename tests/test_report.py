@@ -17,6 +17,7 @@ def data(tmp_path, monkeypatch):
 def agents(gain: float) -> pd.DataFrame:
     rows = [
         {
+            "run": f"{arm}-{seed}",
             "arm": arm,
             "variant": "",
             "trained_on": "retail",
@@ -90,7 +91,8 @@ def test_groups_are_how_grpo_is_meant(data):
 
 def test_forgetting_shows_in_plain_text(data):
     texts = [(arm, f"t{i}", 10.0 * (1 + (arm == "hero")) + i) for arm in ("base", "hero") for i in range(4)]
-    rows = pd.DataFrame(texts, columns=["arm", "item", "perplexity"]).assign(variant="", seed=0)
+    rows = pd.DataFrame(texts, columns=["arm", "item", "perplexity"]).assign(variant="", seed=0, env="")
+    rows["run"] = rows["arm"]
     rows.to_csv(data / "retail_ability.csv", index=False)
     claim = report.claims_table().set_index("claim_id").loc["no_forgetting"]
     assert claim["ours"] > 0.5 and claim["verdict"] == "not reproduced" and claim["n_tasks"] == 4
