@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig
+from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig, model_for
 from hero_mini.runtime import HeroError
 
 
@@ -19,9 +19,8 @@ def _settings(options: argparse.Namespace, of: type) -> dict:
 def _policy(options: argparse.Namespace):
     from hero_mini.models import load_policy
 
-    return load_policy(
-        options.model, adapter=None if options.adapter == "none" else options.adapter, device=options.device
-    )
+    model = model_for(options.model, options.env) if "env" in options else options.model
+    return load_policy(model, adapter=None if options.adapter == "none" else options.adapter, device=options.device)
 
 
 def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):

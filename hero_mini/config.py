@@ -15,6 +15,18 @@ WARMUPS = {"default": "warmup", "worlds": "worlds", "no_demos": "no_demos"}  # t
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 
+def model_for(model: str, env: str) -> str:
+    """The embedded model that knows a world: "default" has learnt retail alone, so elsewhere it stands for "worlds".
+
+    raises HeroError: unknown world
+
+    >>> model_for("default", "retail"), model_for("default", "webshop"), model_for("no_demos", "webshop")
+    ('default', 'worlds', 'no_demos')
+    """
+    check_known("env", env, envs.ENVS)
+    return "worlds" if model == "default" and env in envs.MINI and env != "retail" else model
+
+
 @dataclass(frozen=True)
 class Arm:
     """What distinguishes one way of training from another."""

@@ -158,7 +158,8 @@ def fingerprint(policy: Policy) -> str:
 def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
     """One rollout of each of the first n tasks; sampled once, then read from a file in `out`."""
     name = Path(policy.name).name
-    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{env}-{split}-{n}-{seed}.jsonl"
+    world = f"{env}-{envs.edition(env)}" if env in envs.MINI else env
+    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{world}-{split}-{n}-{seed}.jsonl"
     if not file.exists():
         save_rollouts(file, collect(policy, env, envs.make(env).tasks(split, n), seed=seed))
     return load_rollouts(file)

@@ -98,7 +98,6 @@ def alike(data: Path, suffix: str = "") -> list[Path]:
     by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
     newest = {made[path]["model"]: made[path] for path in by_age}
 
-
     def fits(mine: dict, other: dict) -> bool:
         return ("budget" in mine) == ("budget" in other) and all(other.get(k, v) == v for k, v in mine.items())
 

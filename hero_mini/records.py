@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
+from hero_mini.envs import edition
 from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import origin, read_table, write_origin, write_table
@@ -28,14 +29,16 @@ Record = dict[str, str | float]  # of a command: minutes, commit, date
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
-def common_settings(preset: str, model: str) -> dict[str, object]:
+def common_settings(preset: str, model: str, planned: Sequence[Job]) -> dict[str, object]:
     """What all runs of a study have in common, and what has to be the same for an older run to count as one of it."""
+    worlds = sorted({env for job in planned for env in (job.env, *job.tests)})
+    tasks = {f"tasks of {env}": edition(env) for env in worlds}
     size = sizes(preset)
     training = asdict(TrainConfig(tasks=size.tasks, budget=size.budget))
     for own in ("arm", "env", "seed", "updates"):  # which every run names itself
         del training[own]
     adapter = start(model) if model in WARMUPS else "none"
-    return {"preset": preset, "model": model, "adapter": adapter, **training}
+    return {"preset": preset, "model": model, "adapter": adapter, **training, **tasks}
 
 
 def start(model: str) -> str:
@@ -57,7 +60,7 @@ def check_folder(folder: Path, today: dict[str, object]) -> None:
     before = json.loads(file.read_text()) if file.exists() else {}
     if changed := differences(before, today):
         raise HeroError(f"{folder} holds runs with other settings ({changed}); choose another --runs or delete it")
-    atomic_write(file, json.dumps(today, indent=1) + "\n")
+    atomic_write(file, json.dumps(before | today, indent=1) + "\n")  # another study is in other worlds
 
 
 def made_otherwise(table: Path, today: dict[str, object]) -> str:

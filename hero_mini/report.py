@@ -213,6 +213,8 @@ CLAIMS = [
           "not trained there", "+", _gain("hero", "success", trained_on="airline", env="airline"), _WORLDS),
     Claim("transfer_airline", "HERO trained on retail raises success on the airline, which it was not trained on",
           "18.0 -> 19.5 % (against GRPO)", "+", _gain("hero", "success", env="airline"), _WORLDS),
+    Claim("transfer_webshop", "HERO trained on retail raises success on the web shop, which it was not trained on",
+          "not given", "+", _gain("hero", "success", env="webshop"), _WORLDS),
     Claim("reflection_accuracy_retail", "The model tells in hindsight whether a turn was necessary", "not given",
           "0.85..1", _reflection, _PROBE),
     Claim("teacher_edge_hero_retail", "The HERO teacher prefers good actions to others (AUC)", "not given", "0.8..1",
@@ -331,6 +333,11 @@ def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     return list(rows.groupby(["env", agent]))
 
 
+def _trained_on(curves: pd.DataFrame) -> pd.DataFrame:
+    """Curves with the world of the training in the arm's name."""
+    return curves.assign(arm=curves["arm"] + ", " + curves["trained_on"])
+
+
 def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
     """Mean and 95 % interval of each column for every agent in every world that it was tested in."""
     found = []
@@ -367,6 +374,7 @@ def draw() -> None:
     saved("hero_retail.csv", lambda rows: bars(rows.groupby("arm", sort=False)), "hero_retail")
     saved("worlds.csv", lambda rows: bars((f"{who}, in {env}", mine) for (env, who), mine in _by_agent(rows)), "worlds")
     saved("hero_retail_curves.csv", figures.learning_curves, "hero_retail_curves")
+    saved("worlds_curves.csv", lambda rows: figures.learning_curves(_trained_on(rows)), "worlds_curves")
     saved("bench.csv", figures.bench_figure, "bench")
 
 

@@ -52,7 +52,7 @@ def study(
     model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
     planned, size = jobs(name, preset, model), SIZES[preset]
     model = planned[0].model
-    today = common_settings(preset, model)
+    today = common_settings(preset, model, planned)
     folder = runs.resolve() / f"{preset}-{start(model)}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")

@@ -265,3 +265,11 @@ def test_a_step_takes_less_than_a_millisecond(name: str) -> None:
             seconds.append(time.process_time() - start)
             done = terminated or truncated
     assert median(seconds) < 1e-3
+
+
+def test_another_shop_is_another_edition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So results from before a change of the tasks are not taken for results of today."""
+    before = {name: envs.edition(name) for name in envs.MINI}
+    assert len(set(before.values())) == 3 and before == {name: envs.edition(name) for name in envs.MINI}
+    monkeypatch.setattr("hero_mini.envs.webshop_catalogue.FAMILIES", {"plain": 1.0})
+    assert [name for name in envs.MINI if envs.edition(name) != before[name]] == ["webshop"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 from hero_mini.envs.airline import Airline
@@ -21,6 +24,7 @@ ENVS: dict[str, Callable[..., Env]] = {
     "tau2-airline": partial(Tau2Env, "airline"),
     "webshop-real": RealWebShop,
 }
+MINI = ("retail", "airline", "webshop")
 
 
 def make(name: str, **settings) -> Env:
@@ -35,4 +39,10 @@ def make(name: str, **settings) -> Env:
     return ENVS[name](**settings)
 
 
-__all__ = ["ENVS", "SPLITS", "Action", "Env", "Task", "make", "parse_action"]
+def edition(name: str) -> str:
+    """Eight hex digits that change with the tasks of a mini world: numbers from other tasks do not compare."""
+    tasks = [asdict(task) for split in ("train", "test") for task in make(name).tasks(split, 20)]
+    return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()[:8]
+
+
+__all__ = ["ENVS", "MINI", "SPLITS", "Action", "Env", "Task", "edition", "make", "parse_action"]

@@ -171,6 +171,8 @@ def parse_action(text: str) -> Action:
     text = text.strip().removeprefix("<tool_call>").removesuffix("</tool_call>").strip()  # as Qwen wraps its calls
     if not text:
         return Action("", {}, "Error: empty action")
+    if any("\ud800" <= c <= "\udfff" for c in text):  # nothing that can be written down
+        return Action("", {}, "Error: half a character in the action")
     if text.startswith("{"):
         try:
             call = json.loads(text)

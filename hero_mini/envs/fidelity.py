@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import dedent
 
 import pandas as pd
 
@@ -73,7 +74,8 @@ def _compare(env: Tau, root: Path) -> Iterator[tuple[str, str, str | None, str |
 
     mine = ast.parse(inspect.getsource(sys.modules[type(env).__module__]))
     known = {_plain(text): text for text in (f"Error: {text}" for text in _errors(real, "ValueError"))}
-    for text in dict.fromkeys(_errors(mine, "ToolError")):
+    refused = ast.parse(dedent(inspect.getsource(Tau.refusal)))  # of what no tool gets to see
+    for text in dict.fromkeys([*_errors(mine, "ToolError"), *_returned(refused)]):
         there = known.pop(_plain(text), None)
         yield env.name, "error", text, there, _same(text, there)
     for text in known.values():
@@ -102,11 +104,22 @@ def _errors(tree: ast.Module, kind: str) -> Iterator[str]:
     """The texts of `raise <kind>(text)`, with {} for what an f-string puts in."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == kind:
-            match node.exc.args:
-                case [ast.Constant(value=str(text))]:
-                    yield text
-                case [ast.JoinedStr(values=parts)]:
-                    yield "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in parts)
+            yield from _texts(node.exc.args)
+
+
+def _returned(tree: ast.Module) -> Iterator[str]:
+    """The same of `return text`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return):
+            yield from _texts([node.value])
+
+
+def _texts(values: list) -> Iterator[str]:
+    match values:
+        case [ast.Constant(value=str(text))]:
+            yield text
+        case [ast.JoinedStr(values=parts)]:
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in parts)
 
 
 def _reward_basis(tree: ast.Module) -> list[str]:

@@ -95,7 +95,7 @@ class Tau(Generated):
         info = {
             "role": role,
             "action": {"name": parsed.name, "arguments": parsed.arguments},
-            "valid": parsed.error is None and self._bad(parsed) is None,
+            "valid": parsed.error is None and self.refusal(parsed) is None,
             "changed": changed,
             "error": error,
             "repeated": repeated,
@@ -178,17 +178,19 @@ class Tau(Generated):
         return value
 
     def _call(self, action: Action) -> str:
-        if (problem := self._bad(action)) is not None:
+        if (problem := self.refusal(action)) is not None:
             raise ToolError(problem)
         result = getattr(self, f"_{action.name}")(**action.arguments)
         self.wrote = self.wrote or action.name in self.writes
         return result
 
-    def _bad(self, action: Action) -> str | None:
+    def refusal(self, action: Action) -> str | None:
         """The error of a call whose arguments do not fit the tool's signature, or None."""
-        wanted = self.tools.get(action.name, ())
+        if action.name == "respond":
+            return None
         if action.name not in self.tools:
-            return None if action.name == "respond" else f"Unknown action {action.name[:40]}"
+            return f"Unknown action {action.name[:40]}"
+        wanted = self.tools[action.name]
         for key in action.arguments:
             if key not in wanted:
                 return f"Error: {action.name} got an unexpected argument {key[:40]}"
