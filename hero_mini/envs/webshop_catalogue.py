@@ -116,10 +116,10 @@ WISHES = (
 )
 DEAR = (1.5, 3.0)  # a price over the limit, as a multiple of it
 FAMILIES = {  # what it takes to find the product that fits
-    "plain": 0.56,  # it is the first of the results
-    "options": 0.16,  # a twin without the wanted option stands before it
-    "page": 0.14,  # the whole first page is over the price
-    "features": 0.14,  # it is the first, but its title hides one attribute, which only the Features page tells
+    "plain": 0.64,  # it is the first of the results
+    "options": 0.12,  # a twin without the wanted option stands before it
+    "page": 0.12,  # the whole first page is over the price
+    "features": 0.12,  # it is the first, but its title hides one attribute, which only the Features page tells
 }
 
 
@@ -186,7 +186,7 @@ def make_task(split: str, index: int, seed: int = 0) -> Task:
     attributes = tuple(draw.sample(pair, 2))
     target = _product(draw, split, kind, attributes)
     limit = 10 * (target.price // 10 + draw.choice((1, 1, 2)))
-    asked = draw.sample(list(target.options), draw.choice((1, 2, 2)))
+    asked = draw.sample(list(target.options), 2)
     goal = Goal(kind, attributes, {name: draw.choice(target.options[name]) for name in sorted(asked)}, limit)
     shop = _twins(draw, split, family, target, goal)
     others = [k for k in SHELF if k != kind]
