@@ -21,7 +21,7 @@ import psutil  # comes with accelerate
 import pytest
 from filelock import FileLock
 
-from hero_mini import records
+from hero_mini import figures, figures_paper, paper, records, report
 from hero_mini.cli import main
 from hero_mini.config import SIZES, TrainConfig
 from hero_mini.records import failed
@@ -408,3 +408,20 @@ def test_real_kills_change_nothing(folder: Path, tmp_path: Path) -> None:
         assert len(one) == rows
         same = [column for column in one if not column.startswith("seconds_")]
         pd.testing.assert_frame_equal(one[same], two[same], check_exact=True)
+
+
+@pytest.mark.real  # fourteen commands, each of which loads torch
+def test_a_miniature_study_ends_in_claims_and_figures(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Every arm as in the study of the page, in processes of its own, on a tiny model."""
+    done = study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data", model=str(folder))
+    assert len(done) == 6 and set(done["status"]) == {"finished"}
+    monkeypatch.setattr(report, "DATA", tmp_path / "data")
+    claims = report.claims_table().set_index("claim_id")
+    made = claims[claims["ours"] != ""]
+    assert {"full_demo_below_base_retail", "hero_beats_grpo_tight_budget_retail", "no_forgetting"} < set(made.index)
+    assert set(made["command"]) == {f"python -m hero_mini study retail --preset smoke --model {folder}"}
+    rows = paper.read_all(tmp_path / "data")
+    effects = paper.effects(rows, [(arm, "base") for arm in ("hero", "full_demo", "grpo, G=4", "env_feedback")])
+    assert len(effects) == 2 * 4
+    assert figures.render(figures_paper.effects_figure(effects, {"success": "success", "turns": "turns"}))
+    assert figures.render(figures_paper.seeds_figure(paper.read_all(tmp_path / "data", "_curves")))
