@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hero_mini import evaluate, figures, figures_paper, nb, paper, report, study
+from hero_mini import claims, evaluate, figures, figures_paper, nb, paper, study
 from hero_mini.config import SIZES
 from hero_mini.runtime import HeroError
 
@@ -257,7 +257,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
     said: list[str] = []
     monkeypatch.setattr(nb, "_put", lambda kind, content, plain, metadata=None: said.append(plain))
     monkeypatch.setattr(nb, "show", lambda fig, *, alt, name: said.append(f"Figure {name.name}: {alt}"))
-    for module in (paper, report):
+    for module in (paper, claims):
         monkeypatch.setattr(module, "interval", partial(evaluate.interval, n=40))
     space: dict = {}
     for cell in nbformat.read(PAGE, as_version=4).cells:
@@ -279,7 +279,7 @@ def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys
     for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
-    assert f"{len(report.CLAIMS)} not run yet" in said
+    assert f"{len(claims.CLAIMS)} not run yet" in said
     assert "not yet." not in capsys.readouterr().out  # all exercises are correct as they stand
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from hero_mini import claims as claimed
 from hero_mini import report
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "DATA", tmp_path)
+    monkeypatch.setattr(claimed, "DATA", tmp_path)
     return tmp_path
 
 
@@ -36,14 +37,14 @@ def agents(gain: float) -> pd.DataFrame:
 
 
 def test_without_data_every_claim_is_open(data):
-    claims = report.claims_table()
-    assert list(claims.columns) == report.COLUMNS
+    claims = claimed.claims_table()
+    assert list(claims.columns) == claimed.COLUMNS
     assert set(claims["verdict"]) == {"not run yet"}
 
 
 def test_a_gain_is_found_and_the_missing_arm_stays_open(data):
     agents(0.4).to_csv(data / "hero_retail.csv", index=False)
-    claims = report.claims_table().set_index("claim_id")
+    claims = claimed.claims_table().set_index("claim_id")
     assert claims.loc["base_success_retail", "ours"] == 0.3
     assert claims.loc["hero_beats_base_retail", ["ours", "verdict", "n_seeds", "n_tasks"]].tolist() == [
         0.4,
@@ -57,7 +58,7 @@ def test_a_gain_is_found_and_the_missing_arm_stays_open(data):
 
 def test_no_gain_is_not_reproduced(data):
     agents(0.0).to_csv(data / "hero_retail.csv", index=False)
-    assert report.claims_table().set_index("claim_id").loc["hero_beats_base_retail", "verdict"] == "not reproduced"
+    assert claimed.claims_table().set_index("claim_id").loc["hero_beats_base_retail", "verdict"] == "not reproduced"
 
 
 def test_an_arm_has_to_beat_both_of_its_parts(data):
@@ -66,7 +67,7 @@ def test_an_arm_has_to_beat_both_of_its_parts(data):
         rows.append(agents(gain).query("arm == 'hero'").assign(arm=arm))
     failed = agents(0.2).query("arm == 'hero'").assign(variant="outcomes=failure")
     pd.concat([*rows, failed]).to_csv(data / "ablations_retail.csv", index=False)
-    claims = report.claims_table().set_index("claim_id")["ours"]
+    claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["reflection_plus_observation_beats_either"] == 0.1
     assert claims["learns_from_failures_only"] == 0.2
 
@@ -77,7 +78,7 @@ def test_transfer_is_read_where_it_was_not_trained(data):
     weak = agents(0.1).query("arm == 'hero'")
     rows += [trained.assign(trained_on="airline", env="airline"), weak.assign(env="airline")]
     pd.concat(rows).to_csv(data / "worlds.csv", index=False)
-    claims = report.claims_table().set_index("claim_id")["ours"]
+    claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["hero_beats_base_airline"] == 0.4 and claims["transfer_airline"] == 0.1
     assert claims["base_success_airline"] == 0.3 and claims["hero_beats_base_webshop"] == ""
 
@@ -85,7 +86,7 @@ def test_transfer_is_read_where_it_was_not_trained(data):
 def test_groups_are_how_grpo_is_meant(data):
     grpo = agents(0.1).query("arm == 'hero'").assign(arm="grpo", variant="group=4 tasks=6")
     pd.concat([agents(0.4), grpo]).to_csv(data / "retail.csv", index=False)
-    claims = report.claims_table().set_index("claim_id")["ours"]
+    claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["hero_beats_grpo_tight_budget_retail"] == 0.3
 
 
@@ -94,7 +95,7 @@ def test_forgetting_shows_in_plain_text(data):
     rows = pd.DataFrame(texts, columns=["arm", "item", "perplexity"]).assign(variant="", seed=0, env="")
     rows["run"] = rows["arm"]
     rows.to_csv(data / "retail_ability.csv", index=False)
-    claim = report.claims_table().set_index("claim_id").loc["no_forgetting"]
+    claim = claimed.claims_table().set_index("claim_id").loc["no_forgetting"]
     assert claim["ours"] > 0.5 and claim["verdict"] == "not reproduced" and claim["n_tasks"] == 4
 
 

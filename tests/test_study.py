@@ -21,7 +21,8 @@ import psutil  # comes with accelerate
 import pytest
 from filelock import FileLock
 
-from hero_mini import figures, figures_paper, paper, records, report
+from hero_mini import claims as claimed
+from hero_mini import figures, figures_paper, paper, records
 from hero_mini.cli import main
 from hero_mini.config import SIZES, TrainConfig
 from hero_mini.records import failed
@@ -415,8 +416,8 @@ def test_a_miniature_study_ends_in_claims_and_figures(folder: Path, tmp_path: Pa
     """Every arm as in the study of the page, in processes of its own, on a tiny model."""
     done = study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data", model=str(folder))
     assert len(done) == 6 and set(done["status"]) == {"finished"}
-    monkeypatch.setattr(report, "DATA", tmp_path / "data")
-    claims = report.claims_table().set_index("claim_id")
+    monkeypatch.setattr(claimed, "DATA", tmp_path / "data")
+    claims = claimed.claims_table().set_index("claim_id")
     made = claims[claims["ours"] != ""]
     assert {"full_demo_below_base_retail", "hero_beats_grpo_tight_budget_retail", "no_forgetting"} < set(made.index)
     assert set(made["command"]) == {f"python -m hero_mini study retail --preset smoke --model {folder}"}

@@ -1,0 +1,264 @@
+"""The claims: what was predicted before the runs, and what the data say. No number of ours is typed anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hero_mini import paper, probe, reflect
+from hero_mini.evaluate import by_task, interval
+from hero_mini.tables import origin, read_table
+
+DATA = Path("figures/data")
+COLUMNS = [
+    "claim_id", "statement", "paper_value", "predicted_sign", "ours", "ci_low", "ci_high", "n_seeds", "n_tasks",
+    "verdict", "command", "commit", "date",
+]  # fmt: skip
+
+
+class Missing(Exception):
+    """The tables hold no run of an agent that a claim is about."""
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval, what it was computed from, and the tables where that stands."""
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+    n_tasks: int
+    tables: tuple[str, ...]  # files in figures/data
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement whose sign was written down before the run, and how to estimate it from committed data."""
+
+    claim_id: str
+    statement: str
+    paper_value: str
+    predicted_sign: str  # "+", "-", "0", or a range such as "0.15..0.45"
+    estimate: Callable[[], Estimate]
+    command: str  # which makes the runs
+    paper_size: float | None = None  # of the difference in the paper, where it is known
+
+
+def _agents(rows: pd.DataFrame, arm: str, **values: str) -> pd.DataFrame:
+    """The rows of an arm with its default settings, or with these values in some columns. raises Missing"""
+    for column, value in {"arm": arm, "variant": "", **values}.items():
+        rows = rows[rows[column] == value]
+    if rows.empty:
+        raise Missing(arm)
+    return rows
+
+
+def _base_success(env: str) -> Callable[[], Estimate]:
+    def estimate() -> Estimate:
+        rows = _agents(paper.read_all(DATA), "base", env=env)
+        base = by_task(rows, "success")
+        return Estimate(*interval(base), *base.shape, _files(rows))
+
+    return estimate
+
+
+def _gain(
+    arm: str,
+    column: str,
+    against: str = "base",
+    *,
+    variant: str = "",
+    trained_on: str = "retail",
+    env: str = "retail",
+    study: str | None = None,
+) -> Callable[[], Estimate]:
+    """How much larger a number is than that of another arm, which has its default settings; groups count as default.
+
+    study: where to look, by default in all studies that can be compared
+    """
+
+    def estimate() -> Estimate:
+        rows = _study(study) if study else paper.read_all(DATA)
+        grouped = rows["variant"].str.startswith("group=") & (rows["arm"] == "grpo")
+        rows = rows.assign(variant=rows["variant"].where(~grouped, ""))
+        where = {} if against == "base" else {"trained_on": trained_on}
+        trained = _agents(rows, arm, variant=variant, trained_on=trained_on, env=env)
+        return _difference(trained, _agents(rows, against, env=env, **where), column)
+
+    return estimate
+
+
+def _study(name: str) -> pd.DataFrame:
+    """The rows of one study. raises Missing: it has not been run"""
+    if not (DATA / f"{name}.csv").exists():
+        raise Missing(name)
+    return paper.read(DATA / f"{name}.csv").assign(table=name)
+
+
+def _difference(rows: pd.DataFrame, against: pd.DataFrame, column: str, suffix: str = "") -> Estimate:
+    """raises Missing: the two have no seed in common"""
+    gap = paper.effect(rows, against, column)
+    if gap is None:
+        raise Missing("a common seed")
+    numbers = (gap[key] for key in ("value", "low", "high", "n_seeds", "n_tasks"))
+    return Estimate(*numbers, _files(pd.concat([rows, against]), suffix))
+
+
+def _files(rows: pd.DataFrame, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{name}{suffix}.csv" for name in dict.fromkeys(rows["table"].str.removesuffix(suffix)))
+
+
+def _both_parts() -> Estimate:
+    """HERO's gain over the part from which its interval keeps the least distance: it has to beat either."""
+    gains = [_gain("hero", "success", part)() for part in ("diagnosis_only", "env_feedback")]
+    return min(gains, key=lambda gain: gain.low)
+
+
+def _no_forgetting() -> Estimate:
+    """Log perplexity of plain text in nats per token, HERO - base.
+
+    Not the instructions: the base agent answers so few of them that no loss could show.
+    """
+    rows = paper.read_all(DATA, "_ability")
+    rows = rows.dropna(subset=["perplexity"]).rename(columns={"item": "task"})
+    rows = rows.assign(nats=np.log(rows["perplexity"].astype(float)))
+    return _difference(_agents(rows, "hero"), _agents(rows, "base"), "nats", "_ability")
+
+
+def _probe(name: str) -> pd.DataFrame:
+    """A table of the probe. raises Missing: it has not been run"""
+    if not (DATA / name).exists():
+        raise Missing(name)
+    return read_table(DATA / name)
+
+
+def _reflection() -> Estimate:
+    turns = _probe(name := "probe_retail/reflection.csv")
+    truth, said = reflect.blamed(turns)
+    turns = turns.assign(right=truth == said)
+    per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
+    return Estimate(*_ratio_interval(per_rollout), 1, len(per_rollout), (name,))
+
+
+def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:
+    """Mean over turns with an interval that resamples whole rollouts."""
+    draw = np.random.default_rng(29)
+    picks = draw.integers(len(parts), size=(2000, len(parts)))
+    sums = parts[picks].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return float(parts[:, 0].sum() / parts[:, 1].sum()), float(low), float(high)
+
+
+def _edge(teacher: str) -> Callable[[], Estimate]:
+    def estimate() -> Estimate:
+        edges = _probe(name := "probe_retail/edge.csv")
+        edges = edges[edges["probe"] == teacher]
+        return Estimate(*probe.auc_interval(edges), 1, edges["rollout"].nunique(), (name,))
+
+    return estimate
+
+
+_STUDY = "python -m hero_mini study hero_retail"
+_ARMS = "python -m hero_mini study retail"
+_ABLATIONS = "python -m hero_mini study ablations_retail"
+_WORLDS = "python -m hero_mini study worlds"
+_NO_DEMOS = "python -m hero_mini study no_demos"
+_PROBE = "python -m hero_mini probe --preset full --out figures/data/probe_retail"
+CLAIMS = [
+    Claim("base_success_retail", "The warmed-up agent solves some held-out tasks, with room to improve", "not given",
+          "0.15..0.45", _base_success("retail"), _STUDY),
+    Claim("hero_beats_base_retail", "HERO with the model's own reflections raises success over the base agent",
+          "higher", "+", _gain("hero", "success"), _STUDY),
+    Claim("hero_fewer_turns_retail", "HERO needs fewer turns than the base agent", "13.4 -> 9.6 (against GRPO)", "-",
+          _gain("hero", "turns"), _STUDY),
+    Claim("shuffled_no_gain_retail", "The same diagnoses dealt out at random do not raise success", "not given",
+          "0 or -", _gain("shuffled_hero", "success"), _STUDY),
+    Claim("full_demo_below_base_retail", "A full demonstration as feedback lowers success below the base agent",
+          "lower (no number)", "-", _gain("full_demo", "success"), _ARMS),
+    Claim("full_demo_below_base_retail_no_demos", "The same with a warm-up that taught to read no demonstration",
+          "lower (no number)", "-", _gain("full_demo", "success", study="no_demos"), _NO_DEMOS),
+    Claim("hero_beats_base_retail_no_demos", "HERO raises success over the base agent with that warm-up, too",
+          "higher", "+", _gain("hero", "success", study="no_demos"), _NO_DEMOS),
+    Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
+          "reflection only 33.9, this 30.4 %", "+", _gain("hero", "success", "env_feedback"), _ARMS,
+          paper_size=0.035),
+    Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns of episodes",
+          "34.7 against 33.3 %", "+", _gain("hero", "success", "grpo"), _ARMS, paper_size=0.014),
+    Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
+          "the observation alone (the weaker of both differences)", "higher", "+", _both_parts, _ABLATIONS),
+    Claim("learns_at_g1", "HERO learns from a single rollout per task, where GRPO cannot", "higher", "+",
+          _gain("hero", "success"), "python -m hero_mini study groups_retail"),
+    Claim("learns_from_failures_only", "HERO trained on failed rollouts alone still raises success over the base agent",
+          "failed trajectories still give a signal", "+",
+          _gain("hero", "success", variant="outcomes=failure"), _ABLATIONS),
+    Claim("no_forgetting", "HERO does not raise the log perplexity of plain text (nats per token)", "no degradation",
+          "0 or -", _no_forgetting, _ARMS),
+    Claim("base_success_airline", "The warmed-up agent solves some held-out airline tasks", "not given", "0.15..0.45",
+          _base_success("airline"), _WORLDS),
+    Claim("base_success_webshop", "The warmed-up agent solves some held-out shop tasks", "not given", "0.15..0.45",
+          _base_success("webshop"), _WORLDS),
+    Claim("hero_beats_base_webshop", "HERO trained on the web shop raises success there over the base agent", "higher",
+          "+", _gain("hero", "success", trained_on="webshop", env="webshop"), _WORLDS),
+    Claim("hero_fewer_turns_webshop", "HERO trained on the web shop needs fewer turns there than the base agent",
+          "8.1 -> 8.1 (against GRPO)", "-", _gain("hero", "turns", trained_on="webshop", env="webshop"), _WORLDS),
+    Claim("hero_beats_base_airline", "HERO trained on the airline raises success there over the base agent",
+          "not trained there", "+", _gain("hero", "success", trained_on="airline", env="airline"), _WORLDS),
+    Claim("transfer_airline", "HERO trained on retail raises success on the airline, which it was not trained on",
+          "18.0 -> 19.5 % (against GRPO)", "+", _gain("hero", "success", env="airline"), _WORLDS),
+    Claim("transfer_webshop", "HERO trained on retail raises success on the web shop, which it was not trained on",
+          "not given", "+", _gain("hero", "success", env="webshop"), _WORLDS),
+    Claim("reflection_accuracy_retail", "The model tells in hindsight whether a turn was necessary", "not given",
+          "0.85..1", _reflection, _PROBE),
+    Claim("teacher_edge_hero_retail", "The HERO teacher prefers good actions to others (AUC)", "not given", "0.8..1",
+          _edge("hero"), _PROBE),
+    Claim("teacher_edge_shuffled_retail", "With shuffled diagnoses it has no such preference (AUC)", "not given",
+          "0.4..0.6", _edge("shuffled_hero"), _PROBE),
+]  # fmt: skip
+
+
+def verdict(sign: str, value: float, low: float, high: float, size: float | None = None) -> str:
+    """Whether the predicted direction came out: the interval has to exclude 0, or the value to lie in the range.
+
+    size: of the difference in the paper. If ours is not seen and one of that size could not have been: no test
+
+    >>> verdict("+", 0.2, 0.1, 0.3), verdict("+", 0.2, -0.1, 0.3), verdict("0.4..0.6", 0.52, 0.48, 0.57)
+    ('reproduced', 'not reproduced', 'reproduced')
+    >>> verdict("+", 0.02, -0.05, 0.09, size=0.014)
+    'not testable at this scale'
+    """
+    if ".." in sign:
+        least, most = map(float, sign.split(".."))
+        held = least <= value <= most
+    else:
+        held = {"+": low > 0, "-": high < 0, "0 or -": low <= 0}[sign]
+    if held:
+        return "reproduced"
+    unseen = size is not None and low <= 0 <= high and size < paper.smallest_visible(low, high)
+    return "not testable at this scale" if unseen else "not reproduced"
+
+
+def claims_table() -> pd.DataFrame:
+    """Every claim with our value where its data are there, an open row where they are not."""
+    rows = []
+    for c in CLAIMS:
+        row = dict.fromkeys(COLUMNS, "") | {
+            "claim_id": c.claim_id, "statement": c.statement, "paper_value": c.paper_value,
+            "predicted_sign": c.predicted_sign, "verdict": "not run yet", "command": c.command,
+        }  # fmt: skip
+        try:
+            value, low, high, seeds, tasks, tables = c.estimate()
+        except Missing:
+            rows.append(row)
+            continue
+        row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
+        row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high, c.paper_size)}
+        made = [origin(DATA / table) for table in tables]
+        for key in ("command", "commit", "date"):
+            row[key] = "; ".join(dict.fromkeys(str(one.get(key, "unknown")) for one in made))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
