@@ -16,10 +16,11 @@ def _settings(options: argparse.Namespace, of: type) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _policy(options: argparse.Namespace):
+def _policy(options: argparse.Namespace, env: str):
+    """The model of the options, for episodes in a world."""
     from hero_mini.models import load_policy
 
-    model = model_for(options.model, options.env) if "env" in options else options.model
+    model = model_for(options.model, env)
     return load_policy(model, adapter=None if options.adapter == "none" else options.adapter, device=options.device)
 
 
@@ -44,7 +45,7 @@ def rollout(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import rollout_rows
     from hero_mini.rollout import save_rollouts
 
-    rollouts = _rollouts(options, _policy(options))
+    rollouts = _rollouts(options, _policy(options, options.env))
     save_rollouts(options.out, rollouts)
     print(rollout_rows(rollouts).drop(columns=["task", "trial"]).mean().round(3).to_string())
     print(f"{len(rollouts)} rollouts in {options.out}")
@@ -56,8 +57,10 @@ def reflect(options: argparse.Namespace) -> None:
     from hero_mini.runtime import atomic_write
 
     rollouts = load_rollouts(options.rollouts)
+    if not rollouts:
+        raise HeroError(f"{options.rollouts} holds no rollouts; collect some with python -m hero_mini rollout")
     if options.reflector == "self":
-        reflector = reflect.self_reflector(_policy(options), progress=True)
+        reflector = reflect.self_reflector(_policy(options, rollouts[0].env), progress=True)
     elif options.reflector == "oracle":
         reflector = reflect.oracle
     elif not options.url:
@@ -76,7 +79,7 @@ def probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
     from hero_mini.tables import write_table
 
-    policy = _policy(options)
+    policy = _policy(options, options.env)
     turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
     for name, table in {"reflection": turns, "edge": edges}.items():
         write_table(options.out / f"{name}.csv", table, command=options.line)
@@ -90,7 +93,7 @@ def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
-    policy = _policy(options)
+    policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
     teachers = {}
@@ -113,7 +116,7 @@ def train(options: argparse.Namespace) -> None:
     config = TrainConfig(**values)
     out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
     writes = parallel.first()  # before a model is loaded: every process has to know its GPU
-    train(_policy(options), config, out, progress=writes)
+    train(_policy(options, options.env), config, out, progress=writes)
     if writes:
         print(f"metrics in {out}/metrics.csv, the trained agent in {out}/adapter (use it with --adapter)")
 
@@ -126,7 +129,7 @@ def eval(options: argparse.Namespace) -> None:
 
     n = options.n or SIZES[options.preset].eval_tasks
     sample = {"split": options.split, "n_tasks": n, "k": options.k, "seed": options.seed}
-    rows = evaluate(_policy(options), options.env, **sample, **_limits(options)).assign(arm=options.label)
+    rows = evaluate(_policy(options, options.env), options.env, **sample, **_limits(options)).assign(arm=options.label)
     kept = pd.read_csv(options.out) if options.out.exists() else rows.iloc[:0]
     kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
     table = pd.concat([kept, rows]) if len(kept) else rows
@@ -142,7 +145,7 @@ def ability(options: argparse.Namespace) -> None:
     from hero_mini.ability import general_ability
     from hero_mini.tables import write_table
 
-    table = general_ability(_policy(options))
+    table = general_ability(_policy(options, env="retail"))
     write_table(options.out, table.assign(arm=options.label, seed=options.seed), command=options.line)
     print(table.groupby("kind")[["correct", "perplexity"]].mean().round(3).to_string())
 

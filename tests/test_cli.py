@@ -10,6 +10,7 @@ import pytest
 
 from hero_mini.cli import build_parser, main
 from hero_mini.config import SIZES
+from hero_mini.runtime import HeroError
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -47,6 +48,25 @@ def test_numbers_out_of_range_are_refused(capsys, arguments):
 def test_a_missing_file_is_one_sentence(capsys, tmp_path):
     assert main(["reflect", "--reflector", "oracle", "--rollouts", str(tmp_path / "none.jsonl")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_default_model_is_one_that_knows_the_world(monkeypatch, tmp_path):
+    asked = []
+
+    def load(model: str, **_):
+        asked.append(model)
+        raise HeroError("this far")
+
+    monkeypatch.setattr("hero_mini.models.load_policy", load)
+    for options in ("--env webshop", "--env retail", "--env airline --model no_demos"):
+        main(["rollout", "--out", str(tmp_path / "r.jsonl"), *options.split()])
+    assert asked == ["worlds", "default", "no_demos"]
+
+
+def test_no_rollouts_are_one_sentence(capsys, tmp_path):
+    (tmp_path / "none.jsonl").touch()
+    assert main(["reflect", "--rollouts", str(tmp_path / "none.jsonl")]) == 1
+    assert "holds no rollouts; collect some" in capsys.readouterr().err
 
 
 def test_every_command_has_help():
