@@ -87,24 +87,28 @@ def study(
 def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
     """A row per run: whether it is finished, its minutes, and how many of them are left.
 
-    Minutes are as measured, or as the same step of another run of the arm took; nan before there is one.
+    Minutes are as measured, or as the same step of another run took, of the arm if there is one; nan before the first.
     """
 
-    def kind(job: Job, step: Step) -> tuple[str, str, str]:
-        return step.arguments[0], job.arm, step.env
+    def kinds(job: Job, step: Step) -> tuple[tuple[str, ...], ...]:
+        """From the most alike to the least."""
+        command = step.arguments[0]
+        return (command, job.arm, step.env), (command, step.env), (command,)
 
     steps = {job: job.steps(folder / job.name, size) for job in planned}
     done = {job: steps_done(folder / job.name) for job in planned}
     typical = {
-        kind(job, step): done[job][step.key]["minutes"]
+        kind: done[job][step.key]["minutes"]
         for job in planned
         for step in steps[job]
         if step.key in done[job]
+        for kind in kinds(job, step)
     }
     rows = []
     for job in planned:
         spent = [done[job][step.key]["minutes"] for step in steps[job] if step.key in done[job]]
-        left = [typical.get(kind(job, step), float("nan")) for step in steps[job] if step.key not in done[job]]
+        guesses = [[typical[k] for k in kinds(job, s) if k in typical] for s in steps[job] if s.key not in done[job]]
+        left = [guess[0] if guess else float("nan") for guess in guesses]
         rows.append((job.name, not left, sum(spent) + sum(left), sum(left)))
     return pd.DataFrame(rows, columns=["run", "finished", "minutes", "left"]).round(1)
 
@@ -112,7 +116,7 @@ def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
 def total(planned: pd.DataFrame) -> str:
     """How long a plan takes, in words."""
     if planned["left"].isna().any():
-        return "How long this takes is not known before the first run of each arm."
+        return "How long this takes is not known before the first run."
     return f"About {planned['minutes'].sum():.0f} minutes in all, {planned['left'].sum():.0f} left."
 
 
