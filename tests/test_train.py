@@ -623,3 +623,5 @@ def test_the_budget_ends_a_run(tiny: Policy, tmp_path: Path) -> None:
 def test_grpo_needs_a_group() -> None:
     with pytest.raises(HeroError, match="set group to 2"):
         TrainConfig(arm="grpo")
+    with pytest.raises(HeroError, match="compares successes with failures; set outcomes to all"):
+        TrainConfig(arm="grpo", group=2, outcomes="failure")
