@@ -83,8 +83,8 @@ def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
 
 
 def _trained_on(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves with the world of the training in the arm's name."""
-    return curves.assign(arm=curves["arm"] + ", " + curves["trained_on"])
+    """Curves with the world of the training before the arm's name."""
+    return curves.assign(arm=curves["trained_on"] + ": " + curves["arm"])
 
 
 def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
