@@ -63,7 +63,7 @@ def build_parser() -> Parser:
         sub.add_argument(
             "--model",
             default="default",
-            help="the embedded model (default: warmed up in retail, elsewhere in all worlds; or worlds), a hub id, or a folder",
+            help="the embedded model (default: the one that knows the world, see README), a hub id, or a folder",
         )
         sub.add_argument(
             "--adapter", default="default", help="a trained adapter, for example runs/hero/adapter; or none"
