@@ -83,7 +83,7 @@ def _gain(
     """
 
     def estimate() -> Estimate:
-        rows = _study(study) if study else paper.read_all(DATA)
+        rows = paper.read(_made(f"{study}.csv")).assign(table=study) if study else paper.read_all(DATA)
         grouped = rows["variant"].str.startswith("group=") & (rows["arm"] == "grpo")
         rows = rows.assign(variant=rows["variant"].where(~grouped, ""))
         where = {} if against == "base" else {"trained_on": trained_on}
@@ -93,24 +93,24 @@ def _gain(
     return estimate
 
 
-def _study(name: str) -> pd.DataFrame:
-    """The rows of one study. raises Missing: it has not been run"""
-    if not (DATA / f"{name}.csv").exists():
+def _made(name: str) -> Path:
+    """A file in figures/data. raises Missing: it has not been made"""
+    if not (DATA / name).exists():
         raise Missing(name)
-    return paper.read(DATA / f"{name}.csv").assign(table=name)
+    return DATA / name
 
 
-def _difference(rows: pd.DataFrame, against: pd.DataFrame, column: str, suffix: str = "") -> Estimate:
+def _difference(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> Estimate:
     """raises Missing: the two have no seed in common"""
     gap = paper.effect(rows, against, column)
     if gap is None:
         raise Missing("a common seed")
     numbers = (gap[key] for key in ("value", "low", "high", "n_seeds", "n_tasks"))
-    return Estimate(*numbers, _files(pd.concat([rows, against]), suffix))
+    return Estimate(*numbers, _files(pd.concat([rows, against])))
 
 
-def _files(rows: pd.DataFrame, suffix: str = "") -> tuple[str, ...]:
-    return tuple(f"{name}{suffix}.csv" for name in dict.fromkeys(rows["table"].str.removesuffix(suffix)))
+def _files(rows: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(f"{name}.csv" for name in rows["table"].unique())
 
 
 def _both_parts() -> Estimate:
@@ -127,18 +127,11 @@ def _no_forgetting() -> Estimate:
     rows = paper.read_all(DATA, "_ability")
     rows = rows.dropna(subset=["perplexity"]).rename(columns={"item": "task"})
     rows = rows.assign(nats=np.log(rows["perplexity"].astype(float)))
-    return _difference(_agents(rows, "hero"), _agents(rows, "base"), "nats", "_ability")
-
-
-def _probe(name: str) -> pd.DataFrame:
-    """A table of the probe. raises Missing: it has not been run"""
-    if not (DATA / name).exists():
-        raise Missing(name)
-    return read_table(DATA / name)
+    return _difference(_agents(rows, "hero"), _agents(rows, "base"), "nats")
 
 
 def _reflection() -> Estimate:
-    turns = _probe(name := "probe_retail/reflection.csv")
+    turns = read_table(_made(name := "probe_retail/reflection.csv"))
     truth, said = reflect.blamed(turns)
     turns = turns.assign(right=truth == said)
     per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
@@ -156,7 +149,7 @@ def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:
 
 def _edge(teacher: str) -> Callable[[], Estimate]:
     def estimate() -> Estimate:
-        edges = _probe(name := "probe_retail/edge.csv")
+        edges = read_table(_made(name := "probe_retail/edge.csv"))
         edges = edges[edges["probe"] == teacher]
         return Estimate(*probe.auc_interval(edges), 1, edges["rollout"].nunique(), (name,))
 
