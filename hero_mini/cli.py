@@ -59,15 +59,16 @@ def build_parser() -> Parser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
-    def model_options(sub: Parser) -> None:
+    def model_options(sub: Parser, *, adapter: bool = True) -> None:
         sub.add_argument(
             "--model",
             default="default",
             help="the embedded model (default: the one that knows the world, see README), a hub id, or a folder",
         )
-        sub.add_argument(
-            "--adapter", default="default", help="a trained adapter, for example runs/hero/adapter; or none"
-        )
+        if adapter:
+            sub.add_argument(
+                "--adapter", default="default", help="a trained adapter, for example runs/hero/adapter; or none"
+            )
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
     def work_options(sub: Parser, *, split: str) -> None:
@@ -111,6 +112,20 @@ def build_parser() -> Parser:
     model_options(sub), work_options(sub, split="validation")
     sub.add_argument("--student-only", action="store_true", help="no teachers: for a trained --adapter")
     sub.add_argument("--out", type=Path, default=Path("runs/mechanism"))
+
+    sub = command(
+        "growth",
+        commands.growth,
+        "Measure what a trained student takes over from its teacher, update by update.\n\n"
+        "The numbers of `mechanism`, always on the same rollouts of the base agent; writes growth.csv into the run's "
+        "folder.",
+    )
+    model_options(sub, adapter=False)
+    sub.add_argument("--run", dest="run_folder", type=Path, required=True, help="the folder that train wrote")
+    sub.add_argument("--split", default="validation", choices=SPLITS)
+    sub.add_argument("--preset", default="quick", choices=SIZES, help="how many tasks")
+    sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
+    sub.add_argument("--out", type=Path, help="the table (default: growth.csv in the run's folder)")
 
     sub = command("train", commands.train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)

@@ -106,6 +106,27 @@ def mechanism(options: argparse.Namespace) -> None:
     print(numbers.pivot(index="context", columns="number", values="value").round(3).to_string())
 
 
+def growth(options: argparse.Namespace) -> None:
+    from hero_mini import envs
+    from hero_mini.growth import growth, kept
+    from hero_mini.models import load_policy
+    from hero_mini.rollout import collect
+    from hero_mini.tables import write_table
+
+    config, begun_with, agents = kept(options.run_folder)
+    options.adapter, model = "default", model_for(options.model, config.env)
+    policy = _policy(options, config.env)
+    if policy.name != begun_with:
+        raise HeroError(f"{options.run_folder} was trained from {begun_with}, not from {policy.name}; set --model")
+    tasks = envs.make(config.env).tasks(options.split, options.n or max(2, SIZES[options.preset].eval_tasks // 8))
+    rollouts = collect(policy, config.env, tasks, seed=config.seed, max_turns=config.max_turns, progress=True)
+    students = (load_policy(model, adapter=agent, device=options.device) for agent in agents)
+    table = growth(policy, config, rollouts, students)
+    write_table(options.out or options.run_folder / "growth.csv", table.round(4), command=options.line)
+    shown = table[(table["path"] == "all") & table["number"].isin(["due", "ahead", "ending", "unseen"])]
+    print(shown.pivot(index=["who", "update"], columns="number", values="value").round(3).to_string())
+
+
 def train(options: argparse.Namespace) -> None:
     from hero_mini import parallel
     from hero_mini.train import train

@@ -138,11 +138,11 @@ def heat(table: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
 def summary(turns: pd.DataFrame, numbers: Sequence[str] = (*MASSES, "place_error")) -> pd.DataFrame:
     """Mean over tasks of each number per context: context, number, value, low, high, n (tasks; they are resampled).
 
-    Also "auc", the teacher edge, and "gap", the mean of -edge: the sampled KL(student || teacher) per action in nats.
+    A teacher also has "auc", its edge, and "gap", the mean of -edge: a sampled KL(student || teacher), nats per action.
     """
     rows = []
     for context, mine in turns.assign(gap=-turns["edge"]).groupby("context", sort=False):
-        for number in (*numbers, "gap"):
+        for number in numbers if context == STUDENT else (*numbers, "gap"):
             values = mine.groupby("task")[number].mean().dropna().to_numpy()
             if len(values):
                 rows.append((context, number, *interval(values), len(values)))

@@ -4,6 +4,7 @@ tidy tables with their provenance, from which the folders of finished runs can b
     figures/data/<study>.csv          a row per held-out rollout: COLUMNS, task, success, turns, ...
     figures/data/<study>_curves.csv   a row per update: COLUMNS, and every column of metrics.csv
     figures/data/<study>_ability.csv  a row per item of `ability.general_ability`, where a study asks for it
+    figures/data/<study>_growth.csv   a row per agent and number of `growth.growth`, where a study asks for it
     .json twins of all                command, settings; per run its commands with minutes, commit and date; failed runs
 """
 
@@ -23,7 +24,7 @@ from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import origin, read_table, write_origin, write_table
 
-SUFFIXES = ("", "_curves", "_ability")  # of a study's tables
+SUFFIXES = ("", "_curves", "_ability", "_growth")  # of a study's tables
 COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
 Record = dict[str, str | float]  # of a command: minutes, commit, date
 

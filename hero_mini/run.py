@@ -105,7 +105,7 @@ class Run:
             if kind is KeyboardInterrupt:
                 self.restore()
             if kind is None or (kind is KeyboardInterrupt and self.rows):
-                self.save()
+                self.save("adapter")
             if kind is None:
                 state().wait_for_everyone()  # whoever goes on may read it
         finally:
@@ -158,16 +158,17 @@ class Run:
         if self.ema:
             self.ema.follow(self.optimizer)
         self.rows.append(row)
+        self.save(f"updates/{update + 1}")
         if first():
             atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
             done = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
             atomic_save(self.out / "checkpoint.pt", done)  # last: from here on the update counts as done
         return row
 
-    def save(self) -> None:
-        """Write the adapter; `load_policy(adapter=out / "adapter")` makes the trained agent of it."""
+    def save(self, name: str) -> None:
+        """Write the adapter to `out / name`, of which `load_policy(adapter=out / name)` makes the trained agent."""
         if first():
             with writing(self.out):
                 self.student.model.save_pretrained(
-                    self.out / "adapter", selected_adapters=[STUDENT], save_embedding_layers=False
+                    self.out / name, selected_adapters=[STUDENT], save_embedding_layers=False
                 )

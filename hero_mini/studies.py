@@ -44,6 +44,7 @@ class Job:
     tests: tuple[str, ...] = ("retail",)  # environments it is evaluated on
     split: str = "test"
     ability: bool = False  # whether its general ability is measured too
+    growth: bool = False  # whether the masses of page 07 are measured after each update
     model: str = "default"  # see `models.load_policy`
 
     @property
@@ -58,7 +59,7 @@ class Job:
 
     def steps(self, folder: Path, size: Sizes) -> list[Step]:
         """What is done for it, one command after the other, in a folder of its own."""
-        who = () if self.model == "default" else ("--model", self.model)
+        who = model = () if self.model == "default" else ("--model", self.model)
         seed, label = ("--seed", str(self.seed)), ("--label", self.arm)
         found = []
         if self.arm != "base":
@@ -73,6 +74,10 @@ class Job:
         if self.ability:
             file = folder / "ability.csv"
             found.append(Step(("ability", *who, *label, *seed, "--out", str(file)), file, "_ability", ""))
+        if self.growth:
+            file, n = folder / "growth.csv", max(2, size.eval_tasks // 8)
+            grow = ("growth", *model, "--run", str(folder), "--n", str(n), "--out", str(file))
+            found.append(Step(grow, file, "_growth", self.env))
         return found
 
     def _options(self, size: Sizes) -> list[str]:
@@ -93,8 +98,9 @@ def _retail(size: Sizes) -> list[Job]:
         ("grpo", _groups(size, 4)),
     ]
     measured = ("base", "hero", "full_demo")  # of which general ability says something
+    grown = ("hero", "full_demo")  # whose teachers are told most
     return [
-        Job(arm, seed, settings, ability=arm in measured)
+        Job(arm, seed, settings, ability=arm in measured, growth=arm in grown and seed < size.seeds)
         for seed in range(size.headline_seeds)
         for arm, settings in arms
     ]
@@ -146,7 +152,7 @@ def _worlds(size: Sizes) -> list[Job]:
 
 
 def _no_demos(size: Sizes) -> list[Job]:
-    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
+    return [Job(arm, seed, growth=arm != "base") for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:

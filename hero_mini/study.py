@@ -131,7 +131,7 @@ def run(job: Job, folder: Path, size: Sizes) -> dict[str, str | float]:
     own = folder / job.name
     steps, done = job.steps(own, size), steps_done(own)
     left = [step for step in steps if step.key not in done]
-    if done and any(str(own / "adapter") in step.arguments for step in left) and not (own / "adapter").exists():
+    if done and left and job.arm != "base" and not (own / "adapter").exists():
         (own / "steps.json").unlink()  # only its tables were here: what is left needs the agent, too
         shutil.rmtree(own)
         left, done = steps, {}

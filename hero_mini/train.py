@@ -26,7 +26,8 @@ from hero_mini.runtime import rng
 
 
 def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:
-    """Train a student of `policy` and return it; the folder `out` gets config.json, metrics.csv and adapter/.
+    """Train a student of `policy` and return it; the folder `out` gets config.json, metrics.csv and adapter/, and
+    the agent after every update in updates/1/, updates/2/, ...
 
     A run that was killed goes on after its last whole update, with the numbers of an uninterrupted run. One that was
     interrupted by hand leaves the agent of that update in adapter/, too.

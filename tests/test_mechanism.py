@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hero_mini import envs, figures, figures_demo
+from hero_mini.config import TrainConfig
 from hero_mini.demos import expert_run
 from hero_mini.envs.airline import NEW_CERTIFICATES
 from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
+from hero_mini.growth import growth, kept
 from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection, oracle
-from hero_mini.rollout import Rollout, close_action, open_action, play
+from hero_mini.rollout import Rollout, close_action, collect, open_action, play
 from hero_mini.runtime import HeroError, rng
 from hero_mini.teacher import demonstration_text
 from hero_mini.told import KINDS, Told, all_teachers, demonstrated, hinted, vary
 from hero_mini.track import names, track
+from hero_mini.train import train
 from hero_mini.tree import logprobs
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
@@ -256,6 +261,32 @@ def test_measure_covers_every_turn_of_every_teacher(tiny: Policy, rollouts: list
         lambda: figures_demo.mass_figure(numbers, {"ahead": "ahead", "place_error": "place error"}),
     ):
         assert figures.render(draw()) == figures.render(draw())
+
+
+@pytest.mark.parametrize("arm", ["oracle_hero", "full_demo", "grpo"])
+def test_a_run_keeps_an_agent_per_update_and_growth_measures_each(tiny: Policy, tmp_path: Path, arm: str) -> None:
+    config = TrainConfig(arm=arm, updates=2, tasks=2, group=2 if arm == "grpo" else 1, max_turns=3, steps=1)
+    train(tiny, config, tmp_path)
+    again, model, agents = kept(tmp_path)
+    assert again == config and model == tiny.name and [folder.name for folder in agents] == ["1", "2"]
+    last, own = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("updates/2", "adapter"))
+    assert all(torch.equal(last[name], own[name]) for name in own)
+    tasks = envs.make("retail").tasks("validation", 3)
+    rollouts = collect(tiny, "retail", tasks, seed=0, max_turns=3, max_action_tokens=8)
+    grown = growth(tiny, config, rollouts, [tiny, tiny])
+    assert set(grown["path"]) >= {"all", "on"} and set(grown["n"]) <= {1, 2, 3}
+    student = grown[(grown["who"] == STUDENT) & (grown["path"] == "all")].pivot(
+        index="number", columns="update", values="value"
+    )
+    assert set(student.index) == {*MASSES, "place_error"} and list(student.columns) == [0, 1, 2]
+    assert student[0].equals(student[1])  # the same agent on the same turns
+    told = grown[grown["who"] == "teacher"]
+    assert set(told["update"]) == (set() if arm == "grpo" else {0})
+
+
+def test_growth_names_a_folder_without_agents(tmp_path: Path) -> None:
+    with pytest.raises(HeroError, match="holds no agents by update; give one that python -m hero_mini train wrote"):
+        kept(tmp_path)
 
 
 def test_a_turn_without_a_hint_is_not_measured(tiny: Policy, rollouts: list[Rollout]) -> None:

@@ -63,6 +63,8 @@ class Processes:
         elif arguments[0] == "ability":
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "item": ["a", "b"]})
             table.assign(kind="fact", correct=1.0, perplexity=None).to_csv(out, index=False)
+        elif arguments[0] == "growth":
+            pd.DataFrame({"who": "student", "update": [0, 1], "number": "ending", "value": 0.1}).to_csv(out, index=False)
         else:
             names = [f"{option['--env']}/{option['--split']}/{i}" for i in range(int(option["--n"]))]
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "task": names, "trial": 0})
@@ -151,6 +153,8 @@ def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
     assert trained == ["hero", "shuffled_hero", "env_feedback", "full_demo", "grpo"]
     found = pd.read_csv(tmp_path / "data/retail_ability.csv", keep_default_na=False)
     assert set(found["arm"]) == {"base", "hero", "full_demo"} and set(found["item"]) == {"a", "b"}
+    grown = pd.read_csv(tmp_path / "data/retail_growth.csv", keep_default_na=False)
+    assert set(grown["arm"]) == {"hero", "full_demo"} and set(grown["update"]) == {0, 1}
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
