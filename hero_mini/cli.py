@@ -110,7 +110,6 @@ def build_parser() -> Parser:
         "turn and teacher) and summary.csv (means with intervals) to --out.",
     )
     model_options(sub), work_options(sub, split="validation")
-    sub.add_argument("--student-only", action="store_true", help="no teachers: for a trained --adapter")
     sub.add_argument("--out", type=Path, default=Path("runs/mechanism"))
 
     sub = command(

@@ -96,9 +96,7 @@ def mechanism(options: argparse.Namespace) -> None:
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
-    teachers = {}
-    if not options.student_only:
-        teachers = all_teachers(rollouts, tracks, self_reflector(policy, progress=True)(rollouts), seed=options.seed)
+    teachers = all_teachers(rollouts, tracks, self_reflector(policy, progress=True)(rollouts), seed=options.seed)
     table, turns = measure(policy, rollouts, tracks, teachers)
     numbers = summary(turns)
     for name, rows in {"heat": heat(table, turns), "turns": turns, "summary": numbers}.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from hero_mini.figures import BLACK, blank, style_of
@@ -102,4 +103,38 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
         ax.margins(x=0.3)
         ax.set_xlabel(title, fontsize=10)
     axes[0].set_ylabel("success − base, held-out tasks")
+    return fig
+
+
+def growth_figure(grown: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
+    """A student after each update, from `growth.growth` with the columns arm and seed.
+
+    A column of panels per number, a row each for turns on the reference's path and off it. A thin line per seed, the
+    mean of the seeds with the arm's marker; dashed: the arm's teacher. shown: number -> title
+    """
+    fig, axes = blank(1.0 + 2.6 * len(shown), 5.4, rows=2, columns=len(shown))
+    numbers, paths = list(shown), ("on", "off")
+    for place, ax in enumerate(axes):
+        path, number = paths[place // len(numbers)], numbers[place % len(numbers)]
+        mine = grown[(grown["path"] == path) & (grown["number"] == number)]
+        for i, (arm, rows) in enumerate(mine.groupby("arm", sort=False)):
+            color, marker = style_of(arm, i)
+            who = dict(tuple(rows.groupby("who")))
+            student = who["student"].pivot(index="update", columns="seed", values="value")
+            ax.plot(student, color=color, linewidth=0.7, alpha=0.5)
+            label = f"{arm} ({student.shape[1]} seed{'s' * (student.shape[1] > 1)})"
+            ax.plot(student.dropna().mean(axis=1), color=color, marker=marker, linewidth=2, label=label)
+            if "teacher" in who:
+                ax.axhline(who["teacher"]["value"].mean(), color=color, linestyle="--", linewidth=1.2)
+        ax.set_ylim(0, 1.08 * grown.loc[grown["number"] == number, "value"].max() or 1)
+        if place < len(numbers):
+            ax.set_title(shown[number], loc="left", fontsize=10)
+        else:
+            ax.set_xlabel("updates")
+        if number == numbers[0]:
+            ax.set_ylabel({"on": "turns on the path", "off": "turns off the path"}[path])
+    lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    names = [*lines, "dashed: the arm's teacher"]
+    dashed = Line2D([], [], color=BLACK, linestyle="--", linewidth=1.2)
+    fig.legend([*lines.values(), dashed], names, loc="outside lower center", ncols=len(names), frameon=False)
     return fig

@@ -64,7 +64,8 @@ class Processes:
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "item": ["a", "b"]})
             table.assign(kind="fact", correct=1.0, perplexity=None).to_csv(out, index=False)
         elif arguments[0] == "growth":
-            pd.DataFrame({"who": "student", "update": [0, 1], "number": "ending", "value": 0.1}).to_csv(out, index=False)
+            table = pd.DataFrame({"who": "student", "update": [0, 1], "number": "ending", "value": 0.1})
+            table.to_csv(out, index=False)
         else:
             names = [f"{option['--env']}/{option['--split']}/{i}" for i in range(int(option["--n"]))]
             table = pd.DataFrame({"arm": option["--label"], "seed": int(option["--seed"]), "task": names, "trial": 0})
