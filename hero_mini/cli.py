@@ -103,6 +103,15 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, default=Path("runs/probe"))
 
     sub = command(
+        "traps",
+        commands.traps,
+        "Measure whether a teacher copies words of its text, and whether a quoted mistake draws it.\n\n"
+        "Writes leakage.csv, anchoring.csv and credit.csv (the tokens of one wrong call) to --out.",
+    )
+    model_options(sub), work_options(sub, split="validation")
+    sub.add_argument("--out", type=Path, default=Path("runs/traps"))
+
+    sub = command(
         "mechanism",
         commands.mechanism,
         "Measure on which step of a demonstration the probability of every teacher falls.\n\n"

@@ -86,6 +86,22 @@ def probe(options: argparse.Namespace) -> None:
     print(summary(edges).round(3).to_string(index=False))
 
 
+def traps(options: argparse.Namespace) -> None:
+    from hero_mini import traps
+    from hero_mini.reflect import self_reflector
+    from hero_mini.tables import write_table
+
+    policy = _policy(options, options.env)
+    rollouts = _rollouts(options, policy)
+    told = traps.told_something(policy, rollouts, self_reflector(policy, progress=True)(rollouts))
+    rows = traps.token_rows(policy, rollouts, told)
+    tables = {"leakage": traps.leakage(rows), "anchoring": traps.anchoring(rows, "hero", "hero, quoted")}
+    for name, table in (tables | {"credit": traps.credit(policy, rollouts, rows)}).items():
+        write_table(options.out / f"{name}.csv", table.round(4), command=options.line)
+    for table in tables.values():
+        print(table.round(3).to_string(index=False))
+
+
 def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.mechanism import heat, measure, summary
     from hero_mini.reflect import self_reflector

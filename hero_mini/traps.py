@@ -14,13 +14,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from hero_mini import tree
+from hero_mini import envs, tree
+from hero_mini.demos import expert_run
 from hero_mini.evaluate import interval
 from hero_mini.mechanism import place_tree
 from hero_mini.models import Policy
+from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Turn
 from hero_mini.teacher import demonstration_text
-from hero_mini.told import Told
+from hero_mini.told import Told, hinted
+from hero_mini.viewer import pieces
 
 COLUMNS = ["context", "rollout", "turn", "good", "token", "student", "edge", "named", "seen"]  # of `token_rows`
 _WORD = re.compile(r"\w+")
@@ -69,6 +72,38 @@ def token_rows(
                     found.append(pd.DataFrame(about))
                 heard += f"\n{turn.action}"
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+
+
+def told_something(
+    policy: Policy, rollouts: Sequence[Rollout], reflections: Sequence[Reflection]
+) -> dict[str, list[Told]]:
+    """The contexts that are compared here, by name: the local ones, HERO's with a quote, and the full demonstration."""
+    told = {name: hinted(rollouts, name, reflections) for name in ("env_feedback", "diagnosis_only", "hero")}
+    told["hero, quoted"] = quoting(rollouts, told["hero"])
+    told["full_demo"] = [Told(expert_run(policy, r.env, r.task_id)) for r in rollouts]
+    return told
+
+
+def wrong_call(rollout: Rollout) -> int | None:
+    """The first turn with a tool call that was wrong and for which a better action is known."""
+    for t, turn in enumerate(rollout.turns):
+        is_call = envs.parse_action(turn.action).name != "respond"
+        if is_call and turn.info["oracle"]["verdict"] != "necessary" and turn.info["oracle"]["better"]:
+            return t
+    return None
+
+
+def credit(policy: Policy, rollouts: Sequence[Rollout], rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `token_rows`, those of the first wrong call about which every context has something to say; none without one.
+
+    Two more columns: action, and text (of the token).
+    """
+    for i, t in enumerate(map(wrong_call, rollouts)):
+        mine = rows[(rows["rollout"] == i) & (rows["turn"] == (t or 0) + 1)]
+        if t is not None and set(mine["context"]) == set(rows["context"]):
+            turn = rollouts[i].turns[t]
+            return mine.assign(action=turn.action, text=mine["token"].map(dict(enumerate(pieces(policy, turn)))))
+    return rows.iloc[:0]
 
 
 def _among(policy: Policy, turn: Turn, text: str) -> list[bool]:

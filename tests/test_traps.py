@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from hero_mini import envs
+from hero_mini.demos import expert_run
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
-from hero_mini.rollout import Rollout
+from hero_mini.rollout import Rollout, play
 from hero_mini.runtime import rng
 from hero_mini.teacher import score_rollouts
 from hero_mini.told import Told, hinted
-from hero_mini.traps import anchoring, leakage, quoting, token_rows
+from hero_mini.traps import anchoring, credit, leakage, quoting, token_rows, told_something, wrong_call
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
 
@@ -88,3 +89,17 @@ def test_by_hand() -> None:
     kinds = anchoring(rows, "plain", "quoted").set_index("action")
     assert tuple(kinds.loc["wrong", ["student", "plain", "quoted", "difference"]]) == (-2.0, -2.0, 1.5, 3.5)
     assert tuple(kinds.loc["good", ["plain", "quoted", "difference", "turns"]]) == (2.0, 3.0, 1.0, 1)
+
+
+def test_credit_is_of_a_wrong_call_that_every_context_speaks_about(tiny: Policy, rollouts: list[Rollout]) -> None:
+    astray = iter(["get_order_details(order_id='#W1234')"])  # a guess
+    world = envs.make("retail")
+    wrong = play(tiny, world, world.tasks("train", 1)[0], lambda e: next(astray, None) or str(e.expert()))
+    both = [rollouts[1], wrong] if wrong_call(rollouts[1]) is None else [wrong]
+    told = told_something(tiny, both, oracle(both))
+    assert set(told) == {"env_feedback", "diagnosis_only", "hero", "hero, quoted", "full_demo"}
+    rows = token_rows(tiny, both, told)
+    shown = credit(tiny, both, rows)
+    assert set(shown["action"]) == {wrong.turns[0].action} and set(shown["context"]) == set(told)
+    assert shown[shown["context"] == "hero"]["text"].tolist()[-1] == "[end]"
+    assert credit(tiny, [expert_run(tiny, "retail", wrong.task_id)], rows).empty  # it makes no wrong call
