@@ -64,14 +64,55 @@ PROMPTS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (  # kind, instruc
 )
 
 TEXTS = (  # written for this purpose
-    "The bakery on the corner opens at six in the morning. By seven there is a line of people waiting for warm bread. "
-    "The baker knows most of them by name, and she always asks about their families before she takes the money.",
-    "A river carries sand and stones from the mountains to the sea. Where the water slows down, it drops what it can "
-    "no longer carry, and over thousands of years a flat and fertile plain grows at its mouth.",
-    "To change a tire, first park the car on level ground and set the brake. Loosen the nuts a little, lift the car, "
-    "remove the nuts and the wheel, and put the spare wheel in its place.",
+    "The bakery on the corner opens at six in the morning. By seven there is a line of people waiting for warm "
+    "bread. The baker knows most of them by name, and she always asks about their families before she takes the "
+    "money.",
+    "A river carries sand and stones from the mountains to the sea. Where the water slows down, it drops what it "
+    "can no longer carry, and over thousands of years a flat and fertile plain grows at its mouth.",
+    "To change a tire, first park the car on level ground and set the brake. Loosen the nuts a little, lift the "
+    "car, remove the nuts and the wheel, and put the spare wheel in its place.",
     "When the children heard the bell, they ran across the yard and lined up in front of the door. Their teacher "
     "counted them twice, because on the last trip one boy had fallen asleep on the bus.",
+    "Most houses in the village are built of grey stone. Their roofs are steep, since the winters bring a lot of "
+    "snow, and every garden has a low wall that keeps the sheep out.",
+    "The library lends books for three weeks. Whoever needs more time can ask once for another three, unless "
+    "somebody else is already waiting for the same book.",
+    "Bees fly from flower to flower and collect a sweet juice. Back in the hive they turn it into honey, which "
+    "feeds them through the cold months when nothing blooms.",
+    "My grandfather repaired clocks for forty years. He used to say that a clock is like a person: it needs to be "
+    "wound up now and then, and it hates to be rushed.",
+    "Put the rice into cold water and wash it until the water stays clear. Then let it simmer in twice as much "
+    "water, with the lid on, for about fifteen minutes.",
+    "The first trains were slower than a good horse, and many people laughed at them. Twenty years later there was "
+    "hardly a town of any size without a station.",
+    "Salt was once so valuable that soldiers were paid with it. Whole cities grew rich because they lay on a road "
+    "along which it was carried.",
+    "She opened the letter slowly, although she had waited for it all week. There were only two lines in it, and "
+    "she read them again and again until the light was gone.",
+    "A good map shows less than what is there. Whoever draws it has to decide what a traveller needs to know, and "
+    "leave out everything else.",
+    "The moon takes about a month to travel around the Earth. Half of it is always lit by the sun, but we mostly "
+    "see only a part of that half.",
+    "If the lamp does not work, check the plug first and then the bulb. Only when both are fine is it worth looking"
+    " at the cable, and that should be done by somebody who knows how.",
+    "In the old harbour the fishermen mend their nets in the afternoon. The boats leave long before sunrise, so "
+    "that the catch can be sold while it is still fresh.",
+    "Our team lost the first three games of the season. Nobody gave up, though, and by the spring we had won as "
+    "often as anybody else in the league.",
+    "Glass is made of sand that has been heated until it melts. While it is hot it can be blown, poured or drawn "
+    "into threads, and once it has cooled down it keeps its shape.",
+    "The doctor told him to walk for half an hour every day. At first it bored him, but after a few weeks he "
+    "noticed that he slept better and thought more clearly.",
+    "Paper money has no value of its own. People accept it because they trust that others will accept it as well, "
+    "and that trust can be lost in a very short time.",
+    "A cat spends most of the day asleep. What looks like laziness is a way to save strength for the few minutes in"
+    " which a hunter has to be faster than a mouse.",
+    "The museum is closed on Mondays. On all other days it opens at ten, and the last visitors are asked to leave "
+    "half an hour before the doors are locked.",
+    "Mountains look as if they had always been there, but they rise and fall like everything else. Wind, ice and "
+    "rain carry them away grain by grain.",
+    "Before you sign a contract, read all of it, and ask about every word that you do not understand. Whoever is "
+    "honest will be glad to explain it to you.",
 )
 
 
