@@ -305,8 +305,19 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     columns = ["arm", "seed", "item", "kind", "correct", "perplexity"]
     ability = pd.DataFrame(ability, columns=columns)
     ability = ability.assign(run=ability["arm"] + ability["seed"].astype(str), env="", trained_on="retail")
-    ability.to_csv(tmp_path / "figures" / "data" / "retail_ability.csv", index=False)
+    data = tmp_path / "figures" / "data"
+    ability.to_csv(data / "retail_ability.csv", index=False)
+    grid = pd.concat([outcomes(j.arm, j.variant, seeds=1) for j in study.STUDIES["grid_retail"](SIZES["full"])])
+    grid.assign(task="retail/validation/" + grid["task"]).to_csv(data / "grid_retail.csv", index=False)
+    (data / "traps_retail").mkdir()
+    call = pd.DataFrame([(c, t, 0.1, "f(a)", w) for c in ("hero", "full_demo") for t, w in enumerate("f(a)")])
+    call.columns = ["context", "token", "edge", "action", "text"]
+    leaks = pd.DataFrame(0.1, index=[0], columns="named other difference low high share of_divergence".split())
+    tables = {"credit": call, "leakage": leaks.assign(context="hero"), "anchoring": pd.DataFrame({"action": ["wrong"]})}
+    for name, table in tables.items():
+        table.to_csv(data / "traps_retail" / f"{name}.csv", index=False)
     said = run_page(tmp_path, monkeypatch)
+    assert re.search(r"Highest success so far: hero at \S+, env_feedback at \S+, full_demo at \S+, grpo at \S+\.", said)
     assert "Not there yet" not in said and "Not measured yet" not in said
     for figure in (
         "main_retail",
@@ -319,6 +330,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
         "budget",
         "groups",
         "ability",
+        "credit",
         "shuffled",
         "curves",
         "power",

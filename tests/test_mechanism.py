@@ -282,6 +282,8 @@ def test_a_run_keeps_an_agent_per_update_and_growth_measures_each(tiny: Policy, 
     assert student[0].equals(student[1])  # the same agent on the same turns
     told = grown[grown["who"] == "teacher"]
     assert set(told["update"]) == (set() if arm == "grpo" else {0})
+    fig = figures_demo.growth_figure(grown.assign(arm=arm, seed=0), {"due": "on the due step", "ending": "ending"})
+    assert [len(ax.get_lines()) for ax in fig.axes] == [2 if arm == "grpo" else 3] * 4  # a seed, the mean, the teacher
 
 
 def test_growth_names_a_folder_without_agents(tmp_path: Path) -> None:
