@@ -6,7 +6,7 @@
 #   make bench       speed ratios into figures/data/bench.csv
 #   make refresh     re-execute the committed notebooks
 #   make site        all pages as one static site, into runs/site
-#   make warmup      rebuild the shipped warm-up adapter
+#   make warmup      rebuild the warm-up `default`; the others: hero_mini/adapters/README.md
 # PYTHON=python3.12 picks the interpreter. On Linux without a GPU,
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of download.
 

@@ -30,7 +30,7 @@ def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     """
     agents = sorted((run / "updates").glob("*/"), key=lambda folder: int(folder.name))
     if not agents or not (run / "config.json").exists():
-        raise HeroError(f"{run} holds no agents by update; give one that python -m hero_mini train wrote")
+        raise HeroError(f"{run} holds no agents by update: train it again, in a new folder")
     told = json.loads((run / "config.json").read_text())
     config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
     return config, told["model"], agents

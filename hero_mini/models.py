@@ -172,7 +172,7 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
     """Where an adapter lies and its configuration."""
     folder = Path(source).expanduser()
     if folder.parent == ADAPTERS and not folder.is_dir():
-        raise HeroError("The warm-up adapter is not here: run `python -m hero_mini warmup`, or pass adapter=None.")
+        raise HeroError(f"The warm-up is not here: copy {folder} from the repository, or pass adapter=None.")
     place = str(folder if folder.exists() else source)
     try:
         return place, PeftConfig.from_pretrained(place)

@@ -287,7 +287,7 @@ def test_a_run_keeps_an_agent_per_update_and_growth_measures_each(tiny: Policy, 
 
 
 def test_growth_names_a_folder_without_agents(tmp_path: Path) -> None:
-    with pytest.raises(HeroError, match="holds no agents by update; give one that python -m hero_mini train wrote"):
+    with pytest.raises(HeroError, match="holds no agents by update: train it again, in a new folder"):
         kept(tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         load_policy(folder, adapter=tmp_path / "nowhere")
     monkeypatch.setattr(models, "ADAPTERS", tmp_path)
     for name in WARMUPS:
-        with pytest.raises(HeroError, match="python -m hero_mini warmup.*adapter=None"):
+        with pytest.raises(HeroError, match=f"copy .*{WARMUPS[name]} from the repository.*adapter=None"):
             load_policy(name)
 
 
