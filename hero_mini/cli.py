@@ -182,7 +182,7 @@ def build_parser() -> Parser:
     sub.add_argument("--context", type=positive, default=8000, help="tokens of an episode, prompt included")
     as_in_train(sub, "rank", "max_tokens")
 
-    sub = command("warmup", commands.warmup, "Teach a warm-up adapter; by default, rebuild that of the model `default`.")
+    sub = command("warmup", commands.warmup, "Teach a warm-up; by default, rebuild that of the model `default`.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     every_setting(sub, WarmupConfig)
 
