@@ -24,12 +24,13 @@ from hero_mini.train import reflect_on
 
 
 def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
-    """What a run was asked to do, the model it began with, and the adapters it has kept, by update.
+    """What a run was asked to do, the model it began with, and the adapters of its whole updates, in order.
 
     raises HeroError: there are none
     """
-    agents = sorted((run / "updates").glob("*/"), key=lambda folder: int(folder.name))
-    if not agents or not (run / "config.json").exists():
+    whole = len(pd.read_csv(run / "metrics.csv")) if (run / "metrics.csv").exists() else 0
+    agents = [run / "updates" / str(k) for k in range(1, whole + 1)]
+    if not agents or not all(folder.is_dir() for folder in agents):
         raise HeroError(f"{run} holds no agents by update: train it again, in a new folder")
     told = json.loads((run / "config.json").read_text())
     config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})

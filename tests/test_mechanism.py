@@ -267,6 +267,7 @@ def test_measure_covers_every_turn_of_every_teacher(tiny: Policy, rollouts: list
 def test_a_run_keeps_an_agent_per_update_and_growth_measures_each(tiny: Policy, tmp_path: Path, arm: str) -> None:
     config = TrainConfig(arm=arm, updates=2, tasks=2, group=2 if arm == "grpo" else 1, max_turns=3, steps=1)
     train(tiny, config, tmp_path)
+    (tmp_path / "updates" / "3").mkdir()  # begun, and never written down
     again, model, agents = kept(tmp_path)
     assert again == config and model == tiny.name and [folder.name for folder in agents] == ["1", "2"]
     last, own = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("updates/2", "adapter"))
