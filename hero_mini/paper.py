@@ -16,7 +16,7 @@ import pandas as pd
 
 from hero_mini.config import ARMS
 from hero_mini.evaluate import by_task, interval
-from hero_mini.studies import STUDIES
+from hero_mini.studies import STUDIES, jobs
 from hero_mini.tables import origin, read_table
 
 NAN = float("nan")
@@ -114,6 +114,12 @@ def in_world(rows: pd.DataFrame, world: str, trained_on: str | None = None) -> p
     """The rows in a world of the base agent and of those that were trained on `trained_on`, by default that world."""
     here = rows[rows["env"] == world]
     return here[(here["arm"] == "base") | (here["trained_on"] == (trained_on or world))]
+
+
+def headline(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main comparison's agents: every arm with the settings that it has in the study `retail`."""
+    agents = {(job.arm, job.variant) for job in jobs("retail", "full")}
+    return rows[[pair in agents for pair in zip(rows["arm"], rows["variant"], strict=True)]]
 
 
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hero_mini import probe
+from hero_mini import paper, probe
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval
@@ -48,7 +48,7 @@ def claims_readme(claims: pd.DataFrame) -> str:
 
 
 def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.DataFrame:
-    """Turns per episode by outcome, and how many of the failures ended before the last turn; a row per arm."""
+    """Turns per episode by outcome, and how many of the failures ended before the last turn; a row per agent."""
     won = rows["success"] == 1
     early = ((rows["turns"] < max_turns) & ~won).astype(float).where(~won)
     parts = {
@@ -57,7 +57,7 @@ def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> p
         "failures that ended early": early,
         "wasted turns": rows["wasted"],
     }
-    table = pd.DataFrame({"agent": rows["arm"], **parts}).groupby("agent", sort=False).mean()
+    table = pd.DataFrame({"agent": rows["agent"], **parts}).groupby("agent", sort=False).mean()
     return table.round(2).reset_index()
 
 
@@ -68,12 +68,10 @@ def _means(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, int | str]:
     return {"seeds": rows["seed"].nunique(), **cells}
 
 
-def settings_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
-    """Mean and 95 % interval of each column for every setting of a grid."""
-    found = []
-    for (arm, variant), of_setting in rows.fillna({"variant": ""}).groupby(["arm", "variant"], sort=False):
-        found.append({"agent": f"{arm} {variant}".strip(), **_means(of_setting, columns)})
-    return pd.DataFrame(found)
+def agents_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
+    """Mean and 95 % interval of each column for every agent of `paper.read`."""
+    of = rows.groupby("agent", sort=False)
+    return pd.DataFrame([{"agent": agent, **_means(mine, columns)} for agent, mine in of])
 
 
 def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
@@ -106,6 +104,11 @@ def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def _retail(suffix: str = "") -> pd.DataFrame:
+    """The main comparison, from whatever studies hold its runs."""
+    return paper.headline(paper.in_world(paper.read_all(DATA, suffix), "retail"))
+
+
 def draw() -> None:
     """The figures of all data that are there."""
     from hero_mini import figures
@@ -120,11 +123,13 @@ def draw() -> None:
     figures.save(figures.pipeline_figure(), "figures/pipeline")
     saved("probe_retail/edge.csv", lambda edges: figures.edge_figure(probe.summary(edges)), "edge_retail")
     saved("probe_retail/reflection.csv", figures.reflection_table_figure, "reflection_retail")
-    saved("hero_retail.csv", lambda rows: bars(rows.groupby("arm", sort=False)), "hero_retail")
     saved("worlds.csv", lambda rows: bars((f"{who}, in {env}", mine) for (env, who), mine in _by_agent(rows)), "worlds")
-    saved("hero_retail_curves.csv", figures.learning_curves, "hero_retail_curves")
     saved("worlds_curves.csv", lambda rows: figures.learning_curves(_trained_on(rows)), "worlds_curves")
     saved("bench.csv", figures.bench_figure, "bench")
+    if len(rows := _retail()):
+        figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
+    if len(rows := _retail("_curves")):
+        figures.save(figures.learning_curves(rows.assign(arm=rows["agent"])), "figures/retail_curves")
 
 
 def report() -> None:
@@ -137,11 +142,14 @@ def report() -> None:
     text = render(readme.read_text(), "claims", claims_readme(claims))
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
-        ("turns", "hero_retail.csv", turns_table),
-        ("grid", "grid_retail.csv", settings_table),
+        ("rates", "grid_retail.csv", agents_table),
+        ("updates", "updates_retail.csv", agents_table),
     ):
         if (DATA / source).exists():
-            text = render(text, name, markdown(make(read_table(DATA / source))))
+            text = render(text, name, markdown(make(paper.read(DATA / source))))
+    for name, make in {"retail": agents_table, "turns": turns_table}.items():
+        if len(rows := _retail()):
+            text = render(text, name, markdown(make(rows)))
     atomic_write(readme, text)
     guide = Path("notebooks/teaching.md")
     atomic_write(guide, render(guide.read_text(), "pages", overview()))

@@ -110,17 +110,17 @@ def test_readme_is_rendered_between_its_markers():
 
 def test_turns_are_split_by_outcome():
     rows = pd.DataFrame(
-        {"arm": "base", "success": [1.0, 0.0, 0.0], "turns": [6, 10, 4], "wasted": [0, 6, 3]},
+        {"agent": "base", "success": [1.0, 0.0, 0.0], "turns": [6, 10, 4], "wasted": [0, 6, 3]},
     )
     (row,) = report.turns_table(rows, max_turns=10).to_dict("records")
     assert row["turns, solved"] == 6 and row["turns, failed"] == 7
     assert row["failures that ended early"] == 0.5 and row["wasted turns"] == 3
 
 
-def test_a_grid_has_a_row_per_setting():
-    rows = agents(0.2).assign(variant=None, wasted=1.0)
-    table = report.settings_table(pd.concat([rows, rows.assign(variant="lr=0.1")]))
-    assert table["agent"].tolist() == ["base", "hero", "base lr=0.1", "hero lr=0.1"]
+def test_every_agent_has_a_row():
+    rows = agents(0.2).assign(wasted=1.0)
+    table = report.agents_table(rows.assign(agent=rows["arm"]))
+    assert table["agent"].tolist() == ["base", "hero"]
     assert set(table["seeds"]) == {3} and table["success"][0].startswith("0.30 [")
 
 
