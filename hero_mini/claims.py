@@ -43,10 +43,10 @@ class Claim:
     claim_id: str
     statement: str
     paper_value: str
-    predicted_sign: str  # "+", "-", "0", or a range such as "0.15..0.45"
+    predicted_sign: str  # "+", "-", "0 or -", or a range such as "0.15..0.45"
     estimate: Callable[[], Estimate]
     command: str  # which makes the runs
-    paper_size: float | None = None  # of the difference in the paper, where it is known
+    size: float | None = None  # of the difference in the paper, if known; for "0 or -" the rise that counts as none
 
 
 def _agents(rows: pd.DataFrame, arm: str, **values: str) -> pd.DataFrame:
@@ -77,14 +77,14 @@ def _gain(
     env: str = "retail",
     study: str | None = None,
 ) -> Callable[[], Estimate]:
-    """How much larger a number is than that of another arm, which has its default settings; groups count as default.
+    """How much larger a number is than that of another arm, which has its default settings; GRPO's are groups of four.
 
     study: where to look, by default in all studies that can be compared
     """
 
     def estimate() -> Estimate:
         rows = paper.read(_made(f"{study}.csv")).assign(table=study) if study else paper.read_all(DATA)
-        grouped = rows["variant"].str.startswith("group=") & (rows["arm"] == "grpo")
+        grouped = rows["variant"].str.fullmatch(r"group=4 tasks=\d+") & (rows["arm"] == "grpo")
         rows = rows.assign(variant=rows["variant"].where(~grouped, ""))
         where = {} if against == "base" else {"trained_on": trained_on}
         trained = _agents(rows, arm, variant=variant, trained_on=trained_on, env=env)
@@ -151,6 +151,8 @@ def _edge(teacher: str) -> Callable[[], Estimate]:
     def estimate() -> Estimate:
         edges = read_table(_made(name := "probe_retail/edge.csv"))
         edges = edges[edges["probe"] == teacher]
+        if edges.empty:
+            raise Missing(teacher)
         return Estimate(*probe.auc_interval(edges), 1, edges["rollout"].nunique(), (name,))
 
     return estimate
@@ -170,7 +172,7 @@ CLAIMS = [
     Claim("hero_fewer_turns_retail", "HERO needs fewer turns than the base agent", "13.4 -> 9.6 (against GRPO)", "-",
           _gain("hero", "turns"), _STUDY),
     Claim("shuffled_no_gain_retail", "The same diagnoses dealt out at random do not raise success", "not given",
-          "0 or -", _gain("shuffled_hero", "success"), _STUDY),
+          "0 or -", _gain("shuffled_hero", "success"), _STUDY, size=0.05),
     Claim("full_demo_below_base_retail", "A full demonstration as feedback lowers success below the base agent",
           "lower (no number)", "-", _gain("full_demo", "success"), _ARMS),
     Claim("full_demo_below_base_retail_no_demos", "The same with a warm-up that taught to read no demonstration",
@@ -179,18 +181,20 @@ CLAIMS = [
           "higher", "+", _gain("hero", "success", study="no_demos"), _NO_DEMOS),
     Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
           "reflection only 33.9, this 30.4 %", "+", _gain("hero", "success", "env_feedback"), _ARMS,
-          paper_size=0.035),
+          size=0.035),
     Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns of episodes",
-          "34.7 against 33.3 %", "+", _gain("hero", "success", "grpo"), _ARMS, paper_size=0.014),
+          "34.7 against 33.3 %", "+", _gain("hero", "success", "grpo"), _ARMS, size=0.014),
+    Claim("hero_fewer_turns_than_grpo_retail", "HERO needs fewer turns than GRPO", "13.4 -> 9.6", "-",
+          _gain("hero", "turns", "grpo"), _ARMS),
     Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
           "the observation alone (the weaker of both differences)", "higher", "+", _both_parts, _ABLATIONS),
-    Claim("learns_at_g1", "HERO learns from a single rollout per task, where GRPO cannot", "higher", "+",
-          _gain("hero", "success"), "python -m hero_mini study groups_retail"),
+    Claim("learns_at_g1", "HERO learns from a single rollout per task, where GRPO cannot (gain over the base agent)",
+          "higher", "+", _gain("hero", "success"), "python -m hero_mini study groups_retail"),
     Claim("learns_from_failures_only", "HERO trained on failed rollouts alone still raises success over the base agent",
           "failed trajectories still give a signal", "+",
           _gain("hero", "success", variant="outcomes=failure"), _ABLATIONS),
     Claim("no_forgetting", "HERO does not raise the log perplexity of plain text (nats per token)", "no degradation",
-          "0 or -", _no_forgetting, _ARMS),
+          "0 or -", _no_forgetting, _ARMS, size=0.05),
     Claim("base_success_airline", "The warmed-up agent solves some held-out airline tasks", "not given", "0.15..0.45",
           _base_success("airline"), _WORLDS),
     Claim("base_success_webshop", "The warmed-up agent solves some held-out shop tasks", "not given", "0.15..0.45",
@@ -215,24 +219,28 @@ CLAIMS = [
 
 
 def verdict(sign: str, value: float, low: float, high: float, size: float | None = None) -> str:
-    """Whether the predicted direction came out: the interval has to exclude 0, or the value to lie in the range.
+    """Whether the prediction came out: the value in the range, or 0 outside the interval.
 
-    size: of the difference in the paper. If ours is not seen and one of that size could not have been: no test
+    size: see `Claim`. If no difference is seen, and one of the paper's size could not have been: no test. "0 or -"
+        holds if the interval ends below `size`, and is not tested by one that holds 0 and reaches beyond
 
     >>> verdict("+", 0.2, 0.1, 0.3), verdict("+", 0.2, -0.1, 0.3), verdict("0.4..0.6", 0.52, 0.48, 0.57)
     ('reproduced', 'not reproduced', 'reproduced')
     >>> verdict("+", 0.02, -0.05, 0.09, size=0.014)
     'not testable at this scale'
+    >>> verdict("0 or -", 0.0, -0.02, 0.03, size=0.05), verdict("0 or -", 0.3, -0.01, 0.6, size=0.05)
+    ('reproduced', 'not testable at this scale')
     """
+    unseen = low <= 0 <= high
     if ".." in sign:
         least, most = map(float, sign.split(".."))
-        held = least <= value <= most
+        held, untested = least <= value <= most, False
+    elif sign == "0 or -":
+        held, untested = high <= (size or 0.0), unseen
     else:
-        held = {"+": low > 0, "-": high < 0, "0 or -": low <= 0}[sign]
-    if held:
-        return "reproduced"
-    unseen = size is not None and low <= 0 <= high and size < paper.smallest_visible(low, high)
-    return "not testable at this scale" if unseen else "not reproduced"
+        held = low > 0 if sign == "+" else high < 0
+        untested = unseen and size is not None and size < paper.smallest_visible(low, high)
+    return "reproduced" if held else "not testable at this scale" if untested else "not reproduced"
 
 
 def claims_table() -> pd.DataFrame:
@@ -249,7 +257,7 @@ def claims_table() -> pd.DataFrame:
             rows.append(row)
             continue
         row |= {"ours": round(value, 3), "ci_low": round(low, 3), "ci_high": round(high, 3), "n_seeds": seeds}
-        row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high, c.paper_size)}
+        row |= {"n_tasks": tasks, "verdict": verdict(c.predicted_sign, value, low, high, c.size)}
         made = [origin(DATA / table) for table in tables]
         for key in ("command", "commit", "date"):
             row[key] = "; ".join(dict.fromkeys(str(one.get(key, "unknown")) for one in made))

@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -77,7 +77,8 @@ def build_parser() -> Parser:
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
-        as_in_train(sub, "max_turns", "max_action_tokens", "batch_size")
+        sub.add_argument("--max-turns", type=positive, help="of an episode (default: the environment's own)")
+        as_in_train(sub, "max_action_tokens", "batch_size")
         sub.add_argument("--url", help="of a vLLM server that samples instead of this process; see hero_mini/server.py")
         sub.add_argument("--endpoint-model", help="what the model is called there (default: as --model says)")
 
@@ -138,13 +139,14 @@ def build_parser() -> Parser:
     sub = command("train", commands.train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
-    every_setting(sub, TrainConfig, of_preset=("updates", "tasks"))
+    theirs = {"updates": "preset's", "tasks": "preset's", "max_turns": "environment's"}
+    every_setting(sub, TrainConfig, elsewhere=theirs)
     sub.add_argument("--out", type=Path, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
 
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
     model_options(sub), work_options(sub, split="test")
     sub.add_argument("--k", type=positive, default=1, help="rollouts per task (mean@k)")
-    sub.add_argument("--label", default="base", help="what to call this agent in the table")
+    sub.add_argument("--label", help="what to call this agent in the table (default: base, or the adapter's folder)")
     sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
 
     sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")
@@ -208,11 +210,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def every_setting(sub: Parser, of: type, *, of_preset: Collection[str] = ()) -> None:
-    """An option for every field of a configuration, with its default, or None where the preset has one."""
+def every_setting(sub: Parser, of: type, *, elsewhere: Mapping[str, str] | None = None) -> None:
+    """An option for every field of a configuration, with its default, or None where that comes from elsewhere."""
+    elsewhere = elsewhere or {}
     for field in fields(of):
-        name, default = f"--{field.name.replace('_', '-')}", None if field.name in of_preset else field.default
-        told = {"default": default, "help": f"(default: {field.default})"}
+        name, default = f"--{field.name.replace('_', '-')}", None if field.name in elsewhere else field.default
+        told = {"default": default, "help": f"(default: {elsewhere.get(field.name, field.default)})"}
         if field.type == "bool":
             sub.add_argument(name, action="store_true", help="(default: no)")
         elif field.type.startswith("tuple"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 
 from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig, model_for
+from hero_mini.envs import turn_limit
 from hero_mini.runtime import HeroError
 
 
@@ -36,9 +38,10 @@ def _limits(options: argparse.Namespace) -> dict:
     """What the command line says about every rollout."""
     from hero_mini.server import Server
 
-    names = ("max_turns", "max_action_tokens", "batch_size")
-    server = Server(options.url, options.endpoint_model or options.model) if options.url else None
-    return {"progress": True, "server": server, **{name: getattr(options, name) for name in names}}
+    key = os.environ.get("OPENAI_API_KEY", "")
+    server = Server(options.url, options.endpoint_model or options.model, api_key=key) if options.url else None
+    limits = {name: getattr(options, name) for name in ("max_action_tokens", "batch_size")}
+    return {"progress": True, "server": server, "max_turns": options.max_turns or turn_limit(options.env), **limits}
 
 
 def rollout(options: argparse.Namespace) -> None:
@@ -66,7 +69,8 @@ def reflect(options: argparse.Namespace) -> None:
     elif not options.url:
         raise HeroError("--reflector endpoint needs --url, for example --url http://localhost:8000/v1")
     else:
-        reflector = reflect.endpoint_reflector(options.url, options.endpoint_model)
+        key = os.environ.get("OPENAI_API_KEY", "")
+        reflector = reflect.endpoint_reflector(options.url, options.endpoint_model, api_key=key)
     reflections = reflector(rollouts)
     turns = reflect.turn_rows(rollouts, reflections)
     atomic_write(options.out, turns.to_csv(index=False))
@@ -133,7 +137,8 @@ def growth(options: argparse.Namespace) -> None:
     if policy.name != begun_with:
         raise HeroError(f"{options.run_folder} was trained from {begun_with}, not from {policy.name}; set --model")
     tasks = envs.make(config.env).tasks(options.split, options.n or max(2, SIZES[options.preset].eval_tasks // 8))
-    rollouts = collect(policy, config.env, tasks, seed=config.seed, max_turns=config.max_turns, progress=True)
+    limits = {name: getattr(config, name) for name in ("max_turns", "max_action_tokens", "batch_size", "temperature")}
+    rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **limits)
     students = (load_policy(model, adapter=agent, device=options.device) for agent in agents)
     table = growth(policy, config, rollouts, students)
     write_table(options.out or options.run_folder / "growth.csv", table.round(4), command=options.line)
@@ -146,8 +151,9 @@ def train(options: argparse.Namespace) -> None:
     from hero_mini.train import train
 
     values = _settings(options, TrainConfig)
-    for name in ("updates", "tasks"):
-        values[name] = values[name] or getattr(SIZES[options.preset], name)
+    of_preset = {name: getattr(SIZES[options.preset], name) for name in ("updates", "tasks")}
+    for name, value in (of_preset | {"max_turns": turn_limit(options.env)}).items():
+        values[name] = value if values[name] is None else values[name]
     config = TrainConfig(**values)
     out = options.out or Path(f"runs/{config.arm}-{config.env}-{config.seed}")
     writes = parallel.first()  # before a model is loaded: every process has to know its GPU
@@ -162,18 +168,22 @@ def eval(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import evaluate, floors, interval
     from hero_mini.tables import write_table
 
-    n = options.n or SIZES[options.preset].eval_tasks
-    sample = {"split": options.split, "n_tasks": n, "k": options.k, "seed": options.seed}
-    rows = evaluate(_policy(options, options.env), options.env, **sample, **_limits(options)).assign(arm=options.label)
-    kept = pd.read_csv(options.out) if options.out.exists() else rows.iloc[:0]
-    kept = kept[(kept["arm"] != options.label) | (kept["seed"] != options.seed)]
-    table = pd.concat([kept, rows]) if len(kept) else rows
+    sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
+    label = options.label or ("base" if options.adapter in ("default", "none") else str(options.adapter))
+    limits = _limits(options)
+    kept = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["arm", "seed", "task"])
+    if missing := {"arm", "seed", "task"} - {*kept.columns}:
+        raise HeroError(f"{options.out} is no table of eval (no {', '.join(sorted(missing))}); choose another --out")
+    rows = evaluate(_policy(options, options.env), options.env, k=options.k, **sample, **limits).assign(arm=label)
+    same = (kept["arm"] == label) & (kept["seed"] == options.seed)
+    same &= kept["task"].str.startswith(f"{options.env}/{options.split}/")
+    table = pd.concat([kept[~same], rows]) if len(kept[~same]) else rows
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
     write_table(options.out, table[columns], command=options.line)
-    print(floors(options.env, split=options.split, n_tasks=n).round(3).to_string(index=False))
+    print(floors(options.env, max_turns=limits["max_turns"], **sample).round(3).to_string(index=False))
     for name in ("success", "turns", "wasted", "errors", "repeated"):
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())
-        print(f"{options.label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
+        print(f"{label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 
 def ability(options: argparse.Namespace) -> None:
@@ -228,7 +238,8 @@ def report(options: argparse.Namespace) -> None:
 def bench(options: argparse.Namespace) -> None:
     from hero_mini.bench import main as bench
 
-    bench(Path("figures/data/bench.csv"), quick=options.preset != "full")
+    folder = "figures/data" if options.preset == "full" else "runs"  # a small one must not take the place of results
+    bench(Path(folder) / "bench.csv", quick=options.preset != "full")
 
 
 def reproduce(options: argparse.Namespace) -> None:

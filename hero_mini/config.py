@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,9 +87,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             check_known(name, getattr(self, name), known)
-        _check_above_zero(
-            self, "updates tasks group max_turns max_action_tokens batch_size rank lr steps temperature clip"
-        )
+        _check_ranges(self, TRAIN_RANGES)
+        set_here = [name for name in READ_BY if getattr(self, name) != getattr(TrainConfig, name)]
+        if unread := [name for name in set_here if not READ_BY[name](ARMS[self.arm])]:
+            raise HeroError(f"arm {self.arm} makes no use of {', '.join(unread)}; leave it at its default")
         if ARMS[self.arm].grpo and self.group < 2:
             raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
         if ARMS[self.arm].grpo and self.outcomes != "all":
@@ -140,7 +141,11 @@ class WarmupConfig:
     def __post_init__(self) -> None:
         for env in self.envs:
             check_known("env", env, envs.ENVS)
-        _check_above_zero(self, "episodes batch max_turns branch_every rank lr max_tokens")
+        if not self.envs:
+            raise HeroError("envs is empty; name at least one world")
+        _check_ranges(self, WARMUP_RANGES)
+        if self.episodes < self.batch:
+            raise HeroError(f"{self.episodes} episodes make no step of {self.batch}; ask for more, or set batch lower")
         if len(self.skills) not in (0, len(self.envs)):
             raise HeroError(f"{len(self.skills)} skills for {len(self.envs)} envs; give one for each, in their order")
         for every in ("own_every", "branch_every", "demo_every"):
@@ -152,10 +157,40 @@ class WarmupConfig:
         return replace(self, skill=self.skills[index % len(self.envs)]) if self.skills else self
 
 
-def _check_above_zero(config: TrainConfig | WarmupConfig, names: str) -> None:
-    for name in names.split():
-        if getattr(config, name) <= 0:
-            raise HeroError(f"{name} is {getattr(config, name)}; it has to be above 0")
+RANGES: dict[str, Callable[[float], bool]] = {  # in words, and as a test that nan fails
+    "above 0": lambda value: 0 < value < math.inf,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "between 0 and 1": lambda value: 0 < value < 1,
+}
+TRAIN_RANGES = {
+    "above 0": "updates tasks group budget max_turns max_action_tokens batch_size temperature lr steps rank top_k clip "
+    "max_tokens",
+    "0 or more": "kl",
+    "from 0 to 1": "min_confidence ema_decay mix",
+    "between 0 and 1": "weight",
+}
+WARMUP_RANGES = {
+    "above 0": "episodes batch max_turns branch_every rank lr max_tokens",
+    "0 or more": "own_every demo_every reflection_weight",
+    "from 0 to 1": "skill skills trunk_skill lr_fall",
+}
+READ_BY: dict[str, Callable[[Arm], bool]] = {  # which arms make use of a setting that changes who or what teaches
+    "hints": lambda arm: arm.context is not None,
+    "corrections": lambda arm: arm.reflector is not None,
+    "min_confidence": lambda arm: arm.reflector is not None,
+    "demo": lambda arm: arm.context == "full_demo",
+    "kl": lambda arm: arm.grpo,
+}
+
+
+def _check_ranges(config: TrainConfig | WarmupConfig, ranges: Mapping[str, str]) -> None:
+    for words, names in ranges.items():
+        for name in names.split():
+            value = getattr(config, name)
+            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                if not RANGES[words](one):
+                    raise HeroError(f"{name} is {one}; it has to be {words}")
 
 
 @dataclass(frozen=True)

@@ -93,17 +93,23 @@ def lesson(
     if context == "full_demo" and demo is None:
         context = None
     if context is not None:
-        diagnoses = [d if d and d.confidence >= config.min_confidence else None for d in diagnoses]
-        if config.hints == "blamed":
-            diagnoses = [d if d and d.verdict != "necessary" else None for d in diagnoses]
-        if config.corrections == "dropped":
-            diagnoses = [d and replace(d, better=None) for d in diagnoses]
+        diagnoses = heeded(diagnoses, config)
         told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=config.hints == "all")
     scored = [node is not None or advantage != 0 or _anchored(config) for node in nodes]
     own = Tree()
     actions = add_trunk(student, own, rollout, scored=scored).actions
     hinted = frozenset(action for action, node in zip(actions, nodes, strict=True) if node is not None)
     return Lesson(rollout, own, told if hinted else None, hinted, advantage)
+
+
+def heeded(diagnoses: Sequence[Diagnosis | None], config: TrainConfig) -> list[Diagnosis | None]:
+    """The diagnoses as the teacher reads them: without those that `config` leaves out."""
+    kept = [d if d and d.confidence >= config.min_confidence else None for d in diagnoses]
+    if config.hints == "blamed":
+        kept = [d if d and d.verdict != "necessary" else None for d in kept]
+    if config.corrections == "dropped":
+        kept = [d and replace(d, better=None) for d in kept]
+    return kept
 
 
 def _advantages(rollouts: Sequence[Rollout], config: TrainConfig) -> list[float]:

@@ -89,8 +89,13 @@ def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -
     return interval(a - b, **settings)
 
 
-def floors(env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, max_turns: int = 10) -> pd.DataFrame:
-    """Success without any skill: only "bye", random admissible actions (where they can be listed); and the expert."""
+def floors(
+    env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, max_turns: int | None = None
+) -> pd.DataFrame:
+    """Success without any skill: only "bye", random admissible actions (where they can be listed); and the expert.
+
+    max_turns: per episode; None: see `envs.turn_limit`
+    """
     draw = rng(seed, "floors")
     agents: dict[str, Callable[[Env], str]] = {
         "do nothing": lambda e: "bye",
@@ -106,7 +111,7 @@ def floors(env: str, *, split: str = "test", n_tasks: int = 200, seed: int = 0, 
     for name, act in agents.items():
         success, turns = [], []
         for task in tasks:
-            world = envs.make(env, max_turns=max_turns)
+            world = envs.make(env, max_turns=max_turns or envs.turn_limit(env))
             world.reset(options={"task": task})
             done, reward = False, 0.0
             while not done:

@@ -126,7 +126,7 @@ def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float |
     if chance is not None:
         ax.axvline(chance, color=BLACK, linestyle="--", linewidth=1)
     ax.set_xlim(left=0, right=max(ax.get_xlim()[1], 0.1) * 1.08)
-    ax.set_xlabel(f"{label} (whiskers: 95 % interval over tasks)" if "low" in table else label, loc="right")
+    ax.set_xlabel(f"{label} (whiskers: 95 % interval over seeds and tasks)" if "low" in table else label, loc="right")
     return fig
 
 
@@ -135,19 +135,21 @@ def learning_curves(
 ) -> Figure:
     """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric.
 
-    A thin line per seed, the mean of the seeds with its arm's marker, and a band from the lowest to the highest seed.
+    A thin line per seed. As far as all seeds go, which differ in length under a budget of turns: their mean with the
+    arm's marker, and a band from the lowest to the highest.
     """
     fig, axes = blank(3.6 * len(columns), 3.2, columns=len(columns))
     n_seeds = int(metrics.groupby("arm")["seed"].nunique().max())
     for ax, column in zip(axes, columns, strict=True):
         for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
-            by_seed = rows.pivot(index="update", columns="seed", values=column)
-            at = rows.groupby("update")[x].mean()
+            by_seed = rows.pivot(index="update", columns="seed", values=column).dropna(axis=1, how="all")
+            shared, at = by_seed.dropna(), rows.groupby("update")[x].mean()
             style = dict(zip(("color", "marker"), style_of(arm, i), strict=True)) | {"label": arm}
             if by_seed.shape[1] > 1:
                 ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
-                ax.fill_between(at, by_seed.min(axis=1), by_seed.max(axis=1), color=style["color"], alpha=0.15)
-            ax.plot(at, by_seed.mean(axis=1), linewidth=2, markersize=5, **style)
+                band = (shared.min(axis=1), shared.max(axis=1))
+                ax.fill_between(at[shared.index], *band, color=style["color"], alpha=0.15)
+            ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)
         ax.set_xlabel({"env_turns": "environment turns", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
     axes[0].legend(

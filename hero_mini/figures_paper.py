@@ -53,13 +53,13 @@ def _difference(ax: Axes, y: float, row: pd.Series, color: str, marker: str) -> 
 def budget_figure(curves: pd.DataFrame) -> Figure:
     """Success on fresh training tasks, and the share of groups without contrast, against `paper.spent`.
 
-    A thin line per seed, the mean of the seeds with its agent's name; groups need two rollouts per task or more.
+    A thin line per seed, and with the agent's name the mean as far as all seeds go. Groups have two rollouts or more.
     """
     fig, axes = blank(9.5, 3.6, columns=2)
     agents = list(dict.fromkeys(curves["agent"]))
     grouped = [agent for agent in agents if "G=" in agent]
     for ax, column, drawn in zip(axes, ("success", "no_contrast"), (agents, grouped), strict=True):
-        means = {a: curves[curves["agent"] == a].groupby("update")[["spent", column]].mean() for a in drawn}
+        means = {a: _of_all_seeds(curves[curves["agent"] == a], column) for a in drawn}
         for rank, agent in enumerate(sorted(drawn, key=lambda a: -means[a][column].iloc[-1])):
             color, marker = style_of(agent, agents.index(agent))
             for _, run in curves[curves["agent"] == agent].sort_values("update").groupby("seed"):
@@ -77,6 +77,12 @@ def budget_figure(curves: pd.DataFrame) -> Figure:
     axes[1].set_title("share of groups without contrast", loc="left", fontsize=11)
     axes[0].set_ylabel(f"thin: a seed (n = {', '.join(str(n[a]) for a in agents)})", fontsize=9)
     return fig
+
+
+def _of_all_seeds(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean turns spent and mean of a column, for the updates that every seed has made."""
+    by_update = runs.groupby("update")
+    return by_update[["spent", column]].mean()[by_update.size() == runs["seed"].nunique()]
 
 
 def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[float, float, float] | None) -> Figure:

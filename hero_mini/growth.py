@@ -6,18 +6,18 @@ paper has no such figure).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 
 from hero_mini.config import ARMS, TrainConfig
+from hero_mini.distil import heeded
 from hero_mini.mechanism import measure, summary
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, rng
+from hero_mini.runtime import HeroError, read_json, rng
 from hero_mini.told import Told, demonstrated, hinted
 from hero_mini.track import Track, track
 from hero_mini.train import reflect_on
@@ -32,7 +32,7 @@ def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     agents = [run / "updates" / str(k) for k in range(1, whole + 1)]
     if not agents or not all(folder.is_dir() for folder in agents):
         raise HeroError(f"{run} holds no agents by update: train it again, in a new folder")
-    told = json.loads((run / "config.json").read_text())
+    told = read_json(run / "config.json")
     config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
     return config, told["model"], agents
 
@@ -61,9 +61,11 @@ def growth(
 
 
 def _teacher(policy: Policy, config: TrainConfig, rollouts: Sequence[Rollout], tracks: Sequence[Track]) -> list[Told]:
-    """What the teacher of a run's arm is told about these rollouts."""
+    """What the teacher of a run's arm is told about these rollouts, as in training; of siblings there are none here."""
     arm = ARMS[config.arm]
     if arm.context == "full_demo":
-        return demonstrated(rollouts, tracks, config.demo, seed=config.seed)
+        return demonstrated(rollouts, tracks, "expert", seed=config.seed)
     draw = rng(config.seed, "shuffle", "growth")
-    return hinted(rollouts, arm.context, reflect_on(policy, rollouts, arm, draw, Usage()))
+    reflections = reflect_on(policy, rollouts, arm, draw, Usage())
+    heard = [replace(one, diagnoses=heeded(one.diagnoses, config)) for one in reflections]
+    return hinted(rollouts, arm.context, heard)

@@ -107,12 +107,17 @@ class AdapterOptimizer:
         self.max_grad_norm = max_grad_norm
 
     def step(self, lr: float | None = None) -> float:
-        """Apply the gradients that all processes have gathered, and clear them. Returns their norm before clipping."""
+        """Apply the gradients that all processes have gathered, and clear them. Returns their norm before clipping.
+
+        raises HeroError: it is not finite; the weights stay as they were
+        """
         for name, p in self.weights.items():  # a process without a micro-batch has no gradients
             self.masters[name].grad = torch.zeros_like(self.masters[name]) if p.grad is None else p.grad.float()
             p.grad = None
         add_up([master.grad for master in self.masters.values()])
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.max_grad_norm)
+        if not torch.isfinite(norm):  # before it reaches the weights, and with them the next checkpoint
+            raise HeroError(f"the gradient is {float(norm)}: set a lower lr, in a new folder, or train in float32")
         for group in self.adam.param_groups:
             group["lr"] = lr if lr is not None else group["lr"]
         self.adam.step()

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ class Policy:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def fingerprint(policy: Policy) -> str:
+    """Eight hex digits that change with the weights: two models may share a name."""
+    digest = sha256(policy.name.encode())
+    for parameter in policy.model.parameters():
+        digest.update(parameter.detach().flatten()[::4099].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 def load_policy(
     model: str | Path = "default",
     *,
@@ -186,14 +195,19 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
 def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) -> tuple[PreTrainedModel, str]:
     """The network with the adapter's change added to its weights, and the name of the result."""
     base = config.base_model_name_or_path or "an unnamed model"
-    other = f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None"
     if Path(base).name != Path(name).name:
-        raise HeroError(f"{other}; if both are the same, correct base_model_name_or_path in adapter_config.json there.")
+        raise HeroError(
+            f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
+            "if both are the same, correct base_model_name_or_path in adapter_config.json there."
+        )
     try:
         peft_model = PeftModel(network, config)
         fill_adapter(peft_model, where)
     except Exception as error:
-        raise HeroError(f"{other} ({first_line(error)}).") from error
+        raise HeroError(
+            f"The adapter {where} does not fit {name}, or is damaged ({first_line(error)}): copy or train it again, "
+            "load it with the model that it was made for, or pass adapter=None."
+        ) from error
     return peft_model.merge_and_unload(), f"{name}+{Path(where).name}"
 
 

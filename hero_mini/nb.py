@@ -11,7 +11,6 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
 from importlib.metadata import version
 from itertools import cycle
@@ -33,7 +32,7 @@ from hero_mini import envs, figures
 from hero_mini.config import SIZES as SIZES
 from hero_mini.config import sizes as sizes
 from hero_mini.envs import Task, webshop_pages
-from hero_mini.models import Policy
+from hero_mini.models import Policy, fingerprint
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, collect, load_rollouts, save_rollouts
 from hero_mini.runtime import HeroError
@@ -147,14 +146,6 @@ def likelier(change: float) -> str:
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
-def fingerprint(policy: Policy) -> str:
-    """Eight hex digits that change with the weights: two models may share a name."""
-    digest = sha256(policy.name.encode())
-    for parameter in policy.model.parameters():
-        digest.update(parameter.detach().flatten()[::4099].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:8]
-
-
 def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
     """One rollout of each of the first n tasks; sampled once, then read from a file in `out`."""
     name = Path(policy.name).name

@@ -220,6 +220,20 @@ def spent(curves: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(spent=used).sort_index()
 
 
+def course(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """How a number moves in the training runs of one agent: a row per seed, columns whole and late.
+
+    whole: last update minus first; late: the last third of the updates minus the third before, where a collapse shows
+    """
+    found = []
+    for seed, run in runs.sort_values("update").groupby("seed"):
+        values = run[column].dropna().to_numpy()
+        third = max(1, len(values) // 3)
+        late = values[-third:].mean() - values[-2 * third : -third].mean() if len(values) > third else NAN
+        found.append({"seed": seed, "whole": values[-1] - values[0], "late": late})
+    return pd.DataFrame(found).set_index("seed")
+
+
 def at_budget(curves: pd.DataFrame) -> tuple[float, pd.DataFrame]:
     """The largest budget that every run reached, in turns; and a row per run: agent, seed, end, way.
 

@@ -83,12 +83,13 @@ def edge_rows(
     """
     student = student or score_rollouts(policy, rollouts, "none")
     teacher = score_rollouts(policy, rollouts, context, diagnoses, demos)
+    reads = diagnoses and context in ("hero", "diagnosis_only")
     rows = [
         {
             "rollout": i,
             "turn": t,
             "good": turn.info["oracle"]["verdict"] == "necessary",
-            "told": diagnoses[i][t].verdict if diagnoses and diagnoses[i][t] else "",
+            "told": diagnoses[i][t].verdict if reads and diagnoses[i][t] else "",
             "student": float(own.sum()),
             "edge": float((told - own).sum()),
         }

@@ -20,7 +20,7 @@ import pandas as pd
 
 from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.envs import edition
-from hero_mini.runtime import HeroError, atomic_write
+from hero_mini.runtime import HeroError, atomic_write, read_json
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import origin, read_table, write_origin, write_table
 
@@ -58,7 +58,7 @@ def differences(before: dict[str, object], today: dict[str, object]) -> str:
 def check_folder(folder: Path, today: dict[str, object]) -> None:
     """Note in a folder of runs what they have in common. raises HeroError: it holds runs with other settings"""
     file = folder / "settings.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = read_json(file) if file.exists() else {}
     if changed := differences(before, today):
         raise HeroError(f"{folder} holds runs with other settings ({changed}); choose another --runs or delete it")
     atomic_write(file, json.dumps(before | today, indent=1) + "\n")  # another study is in other worlds
@@ -76,7 +76,7 @@ def made_otherwise(table: Path, today: dict[str, object]) -> str:
 def steps_done(own: Path) -> dict[str, Record]:
     """The commands that a run's folder has behind it, by `Step.key`."""
     path = own / "steps.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def note_steps(own: Path, done: dict[str, Record]) -> None:

@@ -12,7 +12,7 @@ from hero_mini import paper, probe
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval
-from hero_mini.runtime import atomic_write
+from hero_mini.runtime import HeroError, atomic_write
 from hero_mini.tables import read_table
 
 
@@ -31,7 +31,11 @@ def render(text: str, name: str, content: str) -> str:
 
 
 def claims_readme(claims: pd.DataFrame) -> str:
-    """The claims as the README shows them."""
+    """The claims as README and page 08 show them, with the smallest difference that a claim's data would have shown."""
+    visible = [
+        "" if r.ours == "" or ".." in r.predicted_sign else f"{paper.smallest_visible(r.ci_low, r.ci_high):.2f}"
+        for r in claims.itertuples(index=False)
+    ]
     shown = pd.DataFrame(
         {
             "claim": claims["statement"],
@@ -41,6 +45,7 @@ def claims_readme(claims: pd.DataFrame) -> str:
                 f"{r.ours} [{r.ci_low}, {r.ci_high}]" if r.ours != "" else "" for r in claims.itertuples(index=False)
             ],
             "seeds × tasks": [f"{r.n_seeds} × {r.n_tasks}" if r.ours != "" else "" for r in claims.itertuples()],
+            "visible from": visible,
             "verdict": claims["verdict"],
         }
     )
@@ -136,9 +141,10 @@ def report() -> None:
     """Write claims.csv, the figures and the tables of README and teaching guide, from the data that are there."""
     from hero_mini.notebooks import overview
 
+    readme, guide = Path("README.md"), Path("notebooks/teaching.md")
+    if missing := [str(path) for path in (readme, guide, DATA) if not path.exists()]:
+        raise HeroError(f"no {', '.join(missing)} here; run this in the top folder of a clone of the repository")
     claims = claims_table()
-    atomic_write(DATA / "claims.csv", claims.to_csv(index=False))
-    readme = Path("README.md")
     text = render(readme.read_text(), "claims", claims_readme(claims))
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
@@ -150,8 +156,8 @@ def report() -> None:
     for name, make in {"retail": agents_table, "turns": turns_table}.items():
         if len(rows := _retail()):
             text = render(text, name, markdown(make(rows)))
-    atomic_write(readme, text)
-    guide = Path("notebooks/teaching.md")
-    atomic_write(guide, render(guide.read_text(), "pages", overview()))
+    lessons = render(guide.read_text(), "pages", overview())
+    for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():
+        atomic_write(path, content)
     draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))

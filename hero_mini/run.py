@@ -19,11 +19,11 @@ from hero_mini.envs import Task
 from hero_mini.envs.base import task_id
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
-from hero_mini.models import Policy
+from hero_mini.models import Policy, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, atomic_save, atomic_write, writing
+from hero_mini.runtime import HeroError, atomic_save, atomic_write, read_json, whole_folder, writing
 
 
 class Clock:
@@ -53,14 +53,14 @@ class Run:
         self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
-        self.described = {**asdict(config), "model": policy.name}
+        self.described = {**asdict(config), "model": policy.name, "weights": fingerprint(policy)}
 
     def check(self) -> None:
         """raises HeroError: the folder holds a run with another configuration"""
         file, described = self.out / "config.json", self.described
         before = dict(described)
         if file.exists():  # an older run does not name settings that came later: it had their defaults
-            before = {**asdict(TrainConfig()), **json.loads(file.read_text())}
+            before |= asdict(TrainConfig()) | read_json(file)
         if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(
                 f"{self.out} holds a run with other settings ({changed}); choose another folder or delete it"
@@ -71,7 +71,7 @@ class Run:
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
         if (self.out / "checkpoint.pt").exists():
-            saved = torch.load(self.out / "checkpoint.pt", weights_only=False)
+            saved = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=False)
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
             if self.ema:
@@ -169,6 +169,5 @@ class Run:
         """Write the adapter to `out / name`, of which `load_policy(adapter=out / name)` makes the trained agent."""
         if first():
             with writing(self.out):
-                self.student.model.save_pretrained(
-                    self.out / name, selected_adapters=[STUDENT], save_embedding_layers=False
-                )
+                with whole_folder(self.out / name) as folder:
+                    self.student.model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import json
 import os
 import platform
 import random
@@ -146,6 +147,32 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
             Path(name).unlink(missing_ok=True)
             raise
     return path
+
+
+def read_json(path: str | Path) -> dict:
+    """What a JSON file of ours holds. raises HeroError: it is damaged"""
+    try:
+        found = json.loads(Path(path).read_text())
+    except ValueError as problem:
+        raise HeroError(f"{path} is damaged ({problem}); delete it, and make again what it describes") from problem
+    if not isinstance(found, dict):
+        raise HeroError(f"{path} is damaged (no object); delete it, and make again what it describes")
+    return found
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A scratch folder to write into, which takes the place of `path` when all is there, also after a power cut."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
+        yield (new := Path(work) / "new")
+        for file in new.iterdir():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        if path.exists():
+            path.rename(Path(work) / "old")
+        new.rename(path)
 
 
 def atomic_save(path: str | Path, state: object) -> Path:

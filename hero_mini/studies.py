@@ -152,7 +152,8 @@ def _worlds(size: Sizes) -> list[Job]:
 
 
 def _no_demos(size: Sizes) -> list[Job]:
-    return [Job(arm, seed, growth=arm != "base") for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
+    arms = ("base", "hero", "full_demo")
+    return [Job(arm, seed, growth=arm != "base" and seed == 0) for seed in range(size.seeds) for arm in arms]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hero_mini.runtime import atomic_write
+from hero_mini.runtime import atomic_write, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,4 +57,4 @@ def commit() -> str:
 def origin(path: Path) -> dict:
     """Where a table comes from; {} if nobody wrote it down."""
     twin = path.with_suffix(".json")
-    return json.loads(twin.read_text()) if twin.exists() else {}
+    return read_json(twin) if twin.exists() else {}

@@ -28,7 +28,7 @@ from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
-from hero_mini.runtime import HeroError, atomic_save, rng
+from hero_mini.runtime import HeroError, atomic_save, rng, whole_folder
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 
@@ -221,7 +221,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
         if saved["config"] != config:
             raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; delete it to start afresh")
         first = saved["step"]
@@ -244,5 +244,6 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         if (step + 1) % CHECKPOINT_EVERY == 0:
             atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
     weights = {name: p.bfloat16() for name, p in student_weights(student.model).items()}
-    student.model.save_pretrained(out, state_dict=weights, save_embedding_layers=False)  # else peft asks the hub
+    with whole_folder(out) as folder:
+        student.model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)  # else peft asks the hub
     checkpoint.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 
 from hero_mini.cli import build_parser, main
@@ -61,6 +62,28 @@ def test_the_default_model_is_one_that_knows_the_world(monkeypatch, tmp_path):
     for options in ("--env webshop", "--env retail", "--env airline --model no_demos"):
         main(["rollout", "--out", str(tmp_path / "r.jsonl"), *options.split()])
     assert asked == ["worlds", "default", "no_demos"]
+
+
+def test_an_evaluation_takes_no_other_agent_s_or_world_s_place(monkeypatch, tmp_path, capsys, tiny):
+    monkeypatch.setattr("hero_mini.models.load_policy", lambda *_, **__: tiny)
+    out = tmp_path / "eval.csv"
+    asked = ["eval", "--n", "1", "--max-turns", "1", "--out", str(out)]
+    for more in ("", "--env airline", "--adapter runs/hero/adapter", "--split validation", ""):
+        assert main([*asked, *more.split()]) == 0
+    rows = pd.read_csv(out)
+    assert rows["arm"].tolist() == ["base", "runs/hero/adapter", "base", "base"]
+    assert rows["task"].tolist() == ["airline/test/0", "retail/test/0", "retail/validation/0", "retail/test/0"]
+    floors = [line.split()[-2] for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["expert"]]
+    assert set(floors) == {"1.0"}, "the floors have the evaluation's limit of turns"
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert main([*asked[:-1], str(tmp_path / "other.csv")]) == 1
+    assert "is no table of eval (no arm, seed, task)" in capsys.readouterr().err
+
+
+def test_a_report_outside_the_repository_writes_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 1
+    assert "top folder of a clone" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_no_rollouts_are_one_sentence(capsys, tmp_path):

@@ -144,6 +144,19 @@ def test_success_belongs_to_the_turns_spent_before(tmp_path):
     assert none_spent[0] == 0 and none_spent[1]["way"].tolist() == [0.0, 0.0]
 
 
+def test_runs_of_unequal_length_are_compared_seed_by_seed():
+    runs = [(0, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)), (1, (0.2, 0.4, 0.1)), (2, (0.5,))]
+    rows = pd.DataFrame([{"seed": s, "update": u, "success": v} for s, values in runs for u, v in enumerate(values)])
+    moved = paper.course(rows.sample(frac=1, random_state=0), "success")
+    assert moved["whole"].round(6).tolist() == [0.5, -0.1, 0.0]
+    assert moved["late"].round(6).tolist()[:2] == [0.2, -0.3] and pd.isna(moved.loc[2, "late"])
+    curves = rows.assign(arm="hero", agent="hero", spent=rows["update"] * 100, env_turns=rows["update"] * 100)
+    (ax,) = figures.learning_curves(curves[curves["seed"] < 2], ("success",)).axes
+    assert [len(line.get_xdata()) for line in ax.get_lines()] == [6, 6, 3]  # the mean as far as both go
+    (left, _) = figures_paper.budget_figure(curves[curves["seed"] < 2]).axes
+    assert [len(line.get_xdata()) for line in left.get_lines()] == [6, 3, 3]
+
+
 def test_groups_are_read_from_the_variant(tmp_path):
     agents = [("base", ""), ("hero", ""), ("grpo", "group=8 tasks=3"), ("grpo", "group=2 tasks=12")]
     rows = through_csv(pd.concat([outcomes(*a) for a in (*agents, ("hero", "teacher=ema"))]), tmp_path)
@@ -279,7 +292,9 @@ def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys
     for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
-    assert f"{len(claims.CLAIMS)} not run yet" in said
+    counts = re.findall(r"(\d+) claims of \S+ \w+: (\d+) not run yet\.", said)
+    assert len(counts) == 2 and all(n == unknown for n, unknown in counts)
+    assert sum(int(n) for n, _ in counts) == len(claims.CLAIMS)
     assert "not yet." not in capsys.readouterr().out  # all exercises are correct as they stand
 
 
@@ -310,10 +325,15 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     grid = pd.concat([outcomes(j.arm, j.variant, seeds=1) for j in study.STUDIES["grid_retail"](SIZES["full"])])
     grid.assign(task="retail/validation/" + grid["task"]).to_csv(data / "grid_retail.csv", index=False)
     (data / "traps_retail").mkdir()
+    (data / "probe_retail").mkdir()
+    edges = [("hero", r, t, t % 2 == 0, 1.0 - t) for r in range(4) for t in (1, 2)]
+    edges = pd.DataFrame(edges, columns=["probe", "rollout", "turn", "good", "edge"])
+    edges.to_csv(data / "probe_retail" / "edge.csv", index=False)
     call = pd.DataFrame([(c, t, 0.1, "f(a)", w) for c in ("hero", "full_demo") for t, w in enumerate("f(a)")])
     call.columns = ["context", "token", "edge", "action", "text"]
     leaks = pd.DataFrame(0.1, index=[0], columns="named other difference low high share of_divergence".split())
-    tables = {"credit": call, "leakage": leaks.assign(context="hero"), "anchoring": pd.DataFrame({"action": ["wrong"]})}
+    quote = leaks[["low", "high"]].assign(action="wrong")
+    tables = {"credit": call, "leakage": leaks.assign(context="hero"), "anchoring": quote}
     for name, table in tables.items():
         table.to_csv(data / "traps_retail" / f"{name}.csv", index=False)
     said = run_page(tmp_path, monkeypatch)
@@ -331,6 +351,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
         "groups",
         "ability",
         "credit",
+        "edge",
         "shuffled",
         "curves",
         "power",

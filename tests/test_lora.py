@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hero_mini.lora import AdapterOptimizer, Ema, add_student, as_teacher, student_weights
 from hero_mini.models import Policy
+from hero_mini.runtime import HeroError
 
 IDS = torch.arange(40).reshape(2, 20)
 
@@ -173,6 +174,15 @@ def test_gradients_are_clipped_and_their_norm_returned(tiny: Policy) -> None:
     assert optimizer.step() == pytest.approx(3.0 * n**0.5, rel=1e-5)
     total = sum(m.grad.square().sum() for m in optimizer.masters.values()).sqrt()
     assert total.item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight(tiny: Policy) -> None:
+    optimizer = AdapterOptimizer(add_student(tiny, rank=4, seed=0), lr=0.1)
+    before = {name: p.detach().clone() for name, p in optimizer.weights.items()}
+    next(iter(optimizer.weights.values())).grad = torch.full_like(next(iter(optimizer.weights.values())), torch.nan)
+    with pytest.raises(HeroError, match="the gradient is nan"):
+        optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in optimizer.weights.items())
 
 
 @pytest.mark.parametrize("bf16", [False, True])

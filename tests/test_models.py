@@ -121,7 +121,7 @@ def test_adapter_of_another_shape(folder: Path, adapter: Path, change: str) -> N
     if change == "extra":
         weights[name.replace("layers.0", "layers.9")] = weights[name].clone()
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(HeroError, match="was made for .*load it with that model, or pass adapter=None"):
+    with pytest.raises(HeroError, match="does not fit .* or is damaged .*: copy or train it again"):
         load_policy(folder, adapter=adapter)
 
 

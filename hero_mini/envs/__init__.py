@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from inspect import signature
 
 from hero_mini.envs.airline import Airline
 from hero_mini.envs.base import SPLITS, Action, Env, Task, parse_action
@@ -39,10 +40,16 @@ def make(name: str, **settings) -> Env:
     return ENVS[name](**settings)
 
 
+def turn_limit(name: str) -> int:
+    """The agent's turns in an episode, unless told otherwise: see `make`. raises HeroError: unknown name"""
+    check_known("environment", name, ENVS)
+    return signature(ENVS[name]).parameters["max_turns"].default
+
+
 def edition(name: str) -> str:
     """Eight hex digits that change with the tasks of a mini world: numbers from other tasks do not compare."""
     tasks = [asdict(task) for split in ("train", "test") for task in make(name).tasks(split, 20)]
     return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()[:8]
 
 
-__all__ = ["ENVS", "MINI", "SPLITS", "Action", "Env", "Task", "edition", "make", "parse_action"]
+__all__ = ["ENVS", "MINI", "SPLITS", "Action", "Env", "Task", "edition", "make", "parse_action", "turn_limit"]
