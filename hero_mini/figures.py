@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from hero_mini.envs.base import VERDICTS
+from hero_mini.paper import spent
 from hero_mini.runtime import atomic_write
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -135,11 +136,15 @@ def learning_curves(
 ) -> Figure:
     """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric.
 
+    An update's rollouts measure the agent before it, so "env_turns" counts the turns that were spent before them.
+
     A thin line per seed. As far as all seeds go, which differ in length under a budget of turns: their mean with the
     arm's marker, and a band from the lowest to the highest.
     """
     fig, axes = blank(3.6 * len(columns), 3.2, columns=len(columns))
     n_seeds = int(metrics.groupby("arm")["seed"].nunique().max())
+    if x == "env_turns":
+        metrics = metrics.assign(env_turns=spent(metrics.assign(agent=metrics["arm"]))["spent"])
     for ax, column in zip(axes, columns, strict=True):
         for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
             by_seed = rows.pivot(index="update", columns="seed", values=column).dropna(axis=1, how="all")
@@ -150,7 +155,7 @@ def learning_curves(
                 band = (shared.min(axis=1), shared.max(axis=1))
                 ax.fill_between(at[shared.index], *band, color=style["color"], alpha=0.15)
             ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)
-        ax.set_xlabel({"env_turns": "environment turns", "update": "updates"}.get(x, x))
+        ax.set_xlabel({"env_turns": "environment turns, spent before", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
     axes[0].legend(
         frameon=False,
