@@ -1,4 +1,4 @@
-"""How good an agent is on held-out tasks: success (mean@k), turns, and what it wastes; paired intervals; floors."""
+"""How good an agent is on held-out tasks: success (mean@k), turns, and what it wastes; intervals; floors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hero_mini import envs
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import HeroError, rng
+from hero_mini.runtime import rng
 
 
 def evaluate(
@@ -74,19 +74,6 @@ def interval(values: np.ndarray, *, n: int = 2000, level: float = 0.95, seed: in
 def by_task(rows: pd.DataFrame, column: str) -> np.ndarray:
     """(seeds, tasks) means over trials, seeds and tasks in sorted order."""
     return rows.pivot_table(index="seed", columns="task", values=column, aggfunc="mean").sort_index().to_numpy()
-
-
-def paired(rows: pd.DataFrame, against: pd.DataFrame, column: str, **settings) -> tuple[float, float, float]:
-    """Mean difference rows - against with its paired interval, seed by seed; a single seed goes with all others.
-
-    raises HeroError: the two tables do not cover the same tasks, or seeds
-    """
-    a, b = by_task(rows, column), by_task(against, column)
-    if set(rows["task"]) != set(against["task"]) or np.isnan(a).any() or np.isnan(b).any():
-        raise HeroError("the evaluations cover different tasks; evaluate all seeds with the same split and n_tasks")
-    if 1 not in (len(a), len(b)) and set(rows["seed"]) != set(against["seed"]):
-        raise HeroError("the evaluations are of different seeds; compare those that both have")
-    return interval(a - b, **settings)
 
 
 def floors(

@@ -125,8 +125,8 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:
     """Paired difference rows - against, over the seeds and tasks that both have; None if they share none.
 
-    A base agent of one seed is compared with every seed, since no training has made it; otherwise the interval is that
-    of `evaluate.paired`. Returns value, low, high (95 %), seeds (the difference of each), n_seeds and n_tasks.
+    A base agent of one seed is compared with every seed, since no training has made it.
+    Returns value, low, high (95 %, seeds and tasks resampled), seeds (the difference of each), n_seeds and n_tasks.
     """
     a, b = (r.pivot_table(index="seed", columns="task", values=column) for r in (rows, against))  # (seeds, tasks)
     if len(b) == 1 and set(against["arm"]) == {"base"}:

@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import bootstrap
 
 from hero_mini import envs
-from hero_mini.evaluate import by_task, evaluate, floors, interval, paired, rollout_rows
+from hero_mini.evaluate import by_task, evaluate, floors, interval, rollout_rows
 from hero_mini.models import Policy
+from hero_mini.paper import effect
 from hero_mini.rollout import Rollout, Turn
 from hero_mini.runtime import HeroError
 
@@ -88,6 +89,11 @@ def table(values: np.ndarray, seeds: list[int]) -> pd.DataFrame:
     )
 
 
+def paired(rows: pd.DataFrame, against: pd.DataFrame) -> tuple[float, float, float]:
+    gap = effect(rows, against, "success")
+    return gap["value"], gap["low"], gap["high"]
+
+
 def test_trials_are_averaged_within_a_task() -> None:
     rows = pd.concat([table(np.array([[1.0, 0.0]]), [0]), table(np.array([[0.0, 0.0]]), [0])])
     assert by_task(rows, "success").tolist() == [[0.5, 0.0]]
@@ -99,30 +105,21 @@ def test_a_paired_difference_is_the_interval_of_the_differences() -> None:
     hard = draw.random((1, 80))  # most of the spread is between tasks and cancels
     base, better = hard + 0.01 * draw.random((3, 80)), hard + 0.2 + 0.01 * draw.random((3, 80))
     a, b = table(better, [0, 1, 2]), table(base, [0, 1, 2]).sample(frac=1, random_state=0)
-    assert paired(a, b, "success") == interval(better - base)
-    mean, low, high = paired(a, b, "success")
+    assert paired(a, b) == interval(better - base)
+    mean, low, high = paired(a, b)
     assert low < mean < high and high - low < 0.02 and mean == pytest.approx(0.2, abs=0.01)
-    flipped = paired(b, a, "success")
+    flipped = paired(b, a)
     assert flipped[0] == pytest.approx(-mean)
-    assert paired(a, a, "success") == (0.0, 0.0, 0.0)
+    assert paired(a, a) == (0.0, 0.0, 0.0)
     unpaired = interval(better)
     assert unpaired[2] - unpaired[1] > 5 * (high - low)
 
 
 def test_one_base_serves_all_seeds() -> None:
     a, base = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0]])
-    assert paired(table(a, [0, 1]), table(base, [9]), "success")[0] == pytest.approx((a - base).mean())
-    three = np.array([[0.0, 1.0], [1.0, 1.0], [0.5, 1.0]])
-    with pytest.raises(HeroError, match="different seeds; compare those that both have"):
-        paired(table(a, [0, 1]), table(three, [0, 1, 2]), "success")
-    with pytest.raises(HeroError, match="different seeds"):
-        paired(table(a, [0, 1]), table(a, [0, 2]), "success")
-
-
-def test_other_tasks_are_refused() -> None:
-    a = table(np.zeros((1, 3)), [0])
-    with pytest.raises(HeroError, match="different tasks"):
-        paired(a, a[a["task"] != "t01"], "success")
+    assert paired(table(a, [0, 1]), table(base, [9]).assign(arm="base"))[0] == pytest.approx((a - base).mean())
+    assert effect(table(a, [0, 1]), table(base, [9]).assign(arm="hero"), "success") is None
+    assert effect(table(a, [0, 1]), table(a, [0, 2]), "success")["n_seeds"] == 1
 
 
 # --- floors ----------------------------------------------------------------------------------------------------------
