@@ -7,7 +7,7 @@ is left out and never filled in.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 
@@ -153,6 +153,15 @@ def effects(
         if a in of and b in of and (one := effect(of[a], of[b], column))
     ]
     return pd.DataFrame(found, columns=names)
+
+
+def side_by_side(
+    agents: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], columns: Sequence[str] = ("success", "turns")
+) -> pd.DataFrame:
+    """`effects` of several base agents, each against its own: the label stands behind the comparison, pair by pair."""
+    found = [effects(rows, [pair], columns).assign(label=label) for pair in pairs for label, rows in agents.items()]
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(comparison=table["comparison"] + ", " + table["label"]).drop(columns="label")
 
 
 def direction(low: float, high: float) -> str:

@@ -117,6 +117,7 @@ def _retail(suffix: str = "") -> pd.DataFrame:
 def draw() -> None:
     """The figures of all data that are there."""
     from hero_mini import figures
+    from hero_mini.figures_paper import effects_figure
 
     def saved(source: str, make: Callable[[pd.DataFrame], object], name: str) -> None:
         if (DATA / source).exists():
@@ -133,6 +134,11 @@ def draw() -> None:
     saved("bench.csv", figures.bench_figure, "bench")
     if len(rows := _retail()):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
+    if len(rows) and (DATA / "no_demos.csv").exists():
+        both = {"demonstrations practised": rows, "not practised": paper.read(DATA / "no_demos.csv")}
+        effects = paper.side_by_side(both, [("full_demo", "base"), ("hero", "base")])
+        titles = {"success": "success (share)", "turns": "turns per episode"}
+        figures.save(effects_figure(effects, titles), "figures/no_demos")
     if len(rows := _retail("_curves")):
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"])), "figures/retail_curves")
 
@@ -149,6 +155,7 @@ def report() -> None:
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
+        ("no_demos", "no_demos.csv", agents_table),
         ("updates", "updates_retail.csv", agents_table),
     ):
         if (DATA / source).exists():

@@ -80,7 +80,8 @@ def test_an_agent_is_an_arm_with_what_differs(rows, tmp_path):
 def test_an_effect_is_the_paired_difference(rows):
     of = dict(tuple(rows.groupby("agent")))
     found = paper.effect(of["hero"], of["base"], "success")
-    assert (found["value"], found["low"], found["high"]) == evaluate.paired(of["hero"], of["base"], "success")
+    gaps = evaluate.by_task(of["hero"], "success") - evaluate.by_task(of["base"], "success")
+    assert (found["value"], found["low"], found["high"]) == evaluate.interval(gaps)
     assert (found["n_seeds"], found["n_tasks"]) == (2, 12)
     assert np.mean(found["seeds"]) == pytest.approx(found["value"])
 
@@ -102,6 +103,13 @@ def test_pairs_without_data_are_left_out(rows):
     nothing = paper.effects(rows.iloc[:0], [("hero", "base")])
     assert nothing.empty and list(nothing.columns) == list(table.columns)
     assert paper.sentences(nothing) == []
+
+
+def test_two_base_agents_stand_side_by_side_and_are_never_mixed(rows):
+    other = rows.assign(success=1.0)
+    table = paper.side_by_side({"one": rows, "two": other}, [("hero", "base"), ("full_demo", "base")], ("success",))
+    assert list(table["comparison"]) == ["hero − base, one", "hero − base, two"]
+    assert table["value"].tolist() == [paper.effects(rows, [("hero", "base")])["value"][0], 0.0]
 
 
 def test_a_sentence_says_no_more_than_its_interval():
