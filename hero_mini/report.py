@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -117,7 +118,9 @@ def _retail(suffix: str = "") -> pd.DataFrame:
 def draw() -> None:
     """The figures of all data that are there."""
     from hero_mini import figures
+    from hero_mini.figures_demo import place_figure
     from hero_mini.figures_paper import effects_figure
+    from hero_mini.mechanism import STUDENT
 
     def saved(source: str, make: Callable[[pd.DataFrame], object], name: str) -> None:
         if (DATA / source).exists():
@@ -132,6 +135,9 @@ def draw() -> None:
     saved("worlds.csv", lambda rows: bars((f"{who}, in {env}", mine) for (env, who), mine in _by_agent(rows)), "worlds")
     saved("worlds_curves.csv", lambda rows: figures.learning_curves(_trained_on(rows)), "worlds_curves")
     saved("bench.csv", figures.bench_figure, "bench")
+    places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
+    for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
+        saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
     if len(rows := _retail()):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
     if len(rows) and (DATA / "no_demos.csv").exists():
