@@ -153,7 +153,7 @@ def _worlds(size: Sizes) -> list[Job]:
 
 def _no_demos(size: Sizes) -> list[Job]:
     arms = ("base", "hero", "full_demo")
-    return [Job(arm, seed, growth=arm != "base" and seed == 0) for seed in range(size.seeds) for arm in arms]
+    return [Job(arm, seed, growth=arm == "full_demo" and seed == 0) for seed in range(size.seeds) for arm in arms]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
