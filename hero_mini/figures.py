@@ -141,15 +141,15 @@ def learning_curves(
     A thin line per seed. As far as all seeds go, which differ in length under a budget of turns: their mean with the
     arm's marker, and a band from the lowest to the highest.
     """
-    fig, axes = blank(3.6 * len(columns), 3.2, columns=len(columns))
-    n_seeds = int(metrics.groupby("arm")["seed"].nunique().max())
+    fig, axes = blank(3.6 * len(columns), 3.6, columns=len(columns))
     if x == "env_turns":
         metrics = metrics.assign(env_turns=spent(metrics.assign(agent=metrics["arm"]))["spent"])
     for ax, column in zip(axes, columns, strict=True):
         for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
             by_seed = rows.pivot(index="update", columns="seed", values=column).dropna(axis=1, how="all")
             shared, at = by_seed.dropna(), rows.groupby("update")[x].mean()
-            style = dict(zip(("color", "marker"), style_of(arm, i), strict=True)) | {"label": arm}
+            style = dict(zip(("color", "marker"), style_of(arm, i), strict=True))
+            style["label"] = f"{arm} ({by_seed.shape[1]} seed{'s' * (by_seed.shape[1] > 1)})"
             if by_seed.shape[1] > 1:
                 ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
                 band = (shared.min(axis=1), shared.max(axis=1))
@@ -157,12 +157,9 @@ def learning_curves(
             ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)
         ax.set_xlabel({"env_turns": "environment turns, spent before", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
-    axes[0].legend(
-        frameon=False,
-        title=f"{n_seeds} seed{'s' * (n_seeds > 1)}; band: lowest to highest",
-        fontsize=9,
-        title_fontsize=8,
-    )
+    lines, names = axes[0].get_legend_handles_labels()
+    where = {"loc": "outside lower center", "ncols": len(names), "frameon": False}
+    fig.legend(lines, names, title="band: lowest to highest seed", fontsize=9, title_fontsize=8, **where)
     return fig
 
 
