@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -45,8 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hero_mini: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("hero_mini: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = options.command in ("train", "study", "warmup")
+        left = "the same command goes on where it stopped" if goes_on else "what was not written yet is lost"
+        print(f"hero_mini: interrupted; {left}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 
@@ -146,7 +152,7 @@ def build_parser() -> Parser:
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
     model_options(sub), work_options(sub, split="test")
     sub.add_argument("--k", type=positive, default=1, help="rollouts per task (mean@k)")
-    sub.add_argument("--label", help="what to call this agent in the table (default: base, or the adapter's folder)")
+    sub.add_argument("--label", help="what to call this agent in the table (default: base, or model and adapter)")
     sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
 
     sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig, model_for
 from hero_mini.envs import turn_limit
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, check_out
 
 
 def _settings(options: argparse.Namespace, of: type) -> dict:
@@ -48,6 +48,7 @@ def rollout(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import rollout_rows
     from hero_mini.rollout import save_rollouts
 
+    check_out(options.out)
     rollouts = _rollouts(options, _policy(options, options.env))
     save_rollouts(options.out, rollouts)
     print(rollout_rows(rollouts).drop(columns=["task", "trial"]).mean().round(3).to_string())
@@ -59,6 +60,9 @@ def reflect(options: argparse.Namespace) -> None:
     from hero_mini.rollout import load_rollouts
     from hero_mini.runtime import atomic_write
 
+    check_out(options.out)
+    if options.out.resolve() == options.rollouts.resolve():
+        raise HeroError(f"--out is the file of the rollouts, {options.out}; choose another one")
     rollouts = load_rollouts(options.rollouts)
     if not rollouts:
         raise HeroError(f"{options.rollouts} holds no rollouts; collect some with python -m hero_mini rollout")
@@ -83,6 +87,7 @@ def probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
     from hero_mini.tables import write_table
 
+    check_out(options.out / "edge.csv")
     policy = _policy(options, options.env)
     turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
     for name, table in {"reflection": turns, "edge": edges}.items():
@@ -95,6 +100,7 @@ def traps(options: argparse.Namespace) -> None:
     from hero_mini.reflect import self_reflector
     from hero_mini.tables import write_table
 
+    check_out(options.out / "leakage.csv")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
     told = traps.told_something(policy, rollouts, self_reflector(policy, progress=True)(rollouts))
@@ -113,6 +119,7 @@ def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
+    check_out(options.out / "summary.csv")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
@@ -132,6 +139,7 @@ def growth(options: argparse.Namespace) -> None:
     from hero_mini.tables import write_table
 
     config, begun_with, agents = kept(options.run_folder)
+    check_out(out := options.out or options.run_folder / "growth.csv")
     options.adapter, model = "default", model_for(options.model, config.env)
     policy = _policy(options, config.env)
     if policy.name != begun_with:
@@ -141,7 +149,7 @@ def growth(options: argparse.Namespace) -> None:
     rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **limits)
     students = (load_policy(model, adapter=agent, device=options.device) for agent in agents)
     table = growth(policy, config, rollouts, students)
-    write_table(options.out or options.run_folder / "growth.csv", table.round(4), command=options.line)
+    write_table(out, table.round(4), command=options.line)
     shown = table[(table["path"] == "all") & table["number"].isin(["due", "ahead", "ending", "unseen"])]
     print(shown.pivot(index=["who", "update"], columns="number", values="value").round(3).to_string())
 
@@ -165,15 +173,20 @@ def train(options: argparse.Namespace) -> None:
 def eval(options: argparse.Namespace) -> None:
     import pandas as pd
 
-    from hero_mini.evaluate import evaluate, floors, interval
-    from hero_mini.tables import write_table
+    from hero_mini.evaluate import COLUMNS, evaluate, floors, interval
+    from hero_mini.tables import read_csv, write_table
 
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
-    label = options.label or ("base" if options.adapter in ("default", "none") else str(options.adapter))
-    limits = _limits(options)
-    kept = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["arm", "seed", "task"])
-    if missing := {"arm", "seed", "task"} - {*kept.columns}:
-        raise HeroError(f"{options.out} is no table of eval (no {', '.join(sorted(missing))}); choose another --out")
+    named = [] if options.model == "default" else [options.model]
+    named += {"default": [], "none": ["no warm-up"]}.get(options.adapter, [options.adapter])
+    label, limits = options.label or ", ".join(named) or "base", _limits(options)
+    check_out(options.out)
+    kept = pd.DataFrame(columns=["arm", "seed", *COLUMNS])
+    if options.out.exists():  # a label may be called NA, or 1
+        missing = {name: [""] for name in COLUMNS if name != "task"}
+        kept = read_csv(options.out, dtype={"arm": str, "task": str}, keep_default_na=False, na_values=missing)
+    if not {"arm", "seed", "task"} <= {*kept.columns} <= {"arm", "seed", *COLUMNS}:
+        raise HeroError(f"{options.out} is no table of eval, whose rows could stand in it; choose another --out")
     rows = evaluate(_policy(options, options.env), options.env, k=options.k, **sample, **limits).assign(arm=label)
     same = (kept["arm"] == label) & (kept["seed"] == options.seed)
     same &= kept["task"].str.startswith(f"{options.env}/{options.split}/")
@@ -181,7 +194,7 @@ def eval(options: argparse.Namespace) -> None:
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
     write_table(options.out, table[columns], command=options.line)
     print(floors(options.env, max_turns=limits["max_turns"], **sample).round(3).to_string(index=False))
-    for name in ("success", "turns", "wasted", "errors", "repeated"):
+    for name in ("success", "turns", "wasted", "errors", "repeated", "guessed"):
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())
         print(f"{label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
 
@@ -190,6 +203,7 @@ def ability(options: argparse.Namespace) -> None:
     from hero_mini.ability import general_ability
     from hero_mini.tables import write_table
 
+    check_out(options.out)
     table = general_ability(_policy(options, env="retail"))
     write_table(options.out, table.assign(arm=options.label, seed=options.seed), command=options.line)
     print(table.groupby("kind")[["correct", "perplexity"]].mean().round(3).to_string())

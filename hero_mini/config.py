@@ -159,6 +159,7 @@ class WarmupConfig:
 
 RANGES: dict[str, Callable[[float], bool]] = {  # in words, and as a test that nan fails
     "above 0": lambda value: 0 < value < math.inf,
+    "a number of 63 bits, not negative": lambda value: 0 <= value < 2**63,
     "0 or more": lambda value: 0 <= value < math.inf,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "between 0 and 1": lambda value: 0 < value < 1,
@@ -166,12 +167,14 @@ RANGES: dict[str, Callable[[float], bool]] = {  # in words, and as a test that n
 TRAIN_RANGES = {
     "above 0": "updates tasks group budget max_turns max_action_tokens batch_size temperature lr steps rank top_k clip "
     "max_tokens",
+    "a number of 63 bits, not negative": "seed",
     "0 or more": "kl",
     "from 0 to 1": "min_confidence ema_decay mix",
     "between 0 and 1": "weight",
 }
 WARMUP_RANGES = {
     "above 0": "episodes batch max_turns branch_every rank lr max_tokens",
+    "a number of 63 bits, not negative": "seed",
     "0 or more": "own_every demo_every reflection_weight",
     "from 0 to 1": "skill skills trunk_skill lr_fall",
 }

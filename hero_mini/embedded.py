@@ -64,7 +64,7 @@ def embedded_model() -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether every file is there with the size it had when the conversion ended."""
     try:
-        sizes: dict[str, int] = json.loads((folder / MARKER).read_text())
+        sizes: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False

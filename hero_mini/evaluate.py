@@ -13,6 +13,9 @@ from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
 from hero_mini.runtime import rng
+from hero_mini.track import guesses
+
+COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
 
 
 def evaluate(
@@ -35,9 +38,9 @@ def evaluate(
 
 
 def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
-    """A row per rollout: task, trial, success (0 or 1), turns, and how many of them were wasted, errors or repeated.
+    """A row per rollout: task, trial, success (0 or 1), turns, and how many were wasted, errors, repeated or guessed.
 
-    wasted: turns that the oracle does not call necessary
+    wasted: turns that the oracle does not call necessary; guessed: see `track.guesses`
     """
     rows, seen = [], {}
     for r in rollouts:
@@ -51,6 +54,7 @@ def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
                 "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in r.turns),
                 "errors": sum(t.info["error"] is not None for t in r.turns),
                 "repeated": sum(t.info["repeated"] for t in r.turns),
+                "guessed": sum(guesses(r)),
             }
         )
     return pd.DataFrame(rows)

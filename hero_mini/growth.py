@@ -32,7 +32,7 @@ def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     agents = [run / "updates" / str(k) for k in range(1, whole + 1)]
     if not agents or not all(folder.is_dir() for folder in agents):
         raise HeroError(f"{run} holds no agents by update: train it again, in a new folder")
-    told = read_json(run / "config.json")
+    told = read_json(run / "config.json", "name the folder of a training run")
     config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
     return config, told["model"], agents
 

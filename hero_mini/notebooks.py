@@ -95,7 +95,7 @@ def reproduce(preset: str, parameters: dict[str, str], out: Path = Path("runs/no
         print(f"figure: {picture}")
     table = out / "base_hero.md"
     if table.exists():
-        print("\n" + table.read_text())
+        print("\n" + table.read_text(encoding="utf-8"))
 
 
 def _value(text: str) -> object:
@@ -119,7 +119,7 @@ def refresh(pages: Sequence[str] = ()) -> None:
         try:
             run_page(notebook, work, {})  # without parameters papermill adds no cell
             here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
-            atomic_write(notebook, work.read_text().replace(here, ""))
+            atomic_write(notebook, work.read_text(encoding="utf-8").replace(here, ""))
         finally:
             work.unlink(missing_ok=True)
         strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(notebook)]

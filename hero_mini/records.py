@@ -58,7 +58,10 @@ def differences(before: dict[str, object], today: dict[str, object]) -> str:
 def check_folder(folder: Path, today: dict[str, object]) -> None:
     """Note in a folder of runs what they have in common. raises HeroError: it holds runs with other settings"""
     file = folder / "settings.json"
-    before = read_json(file) if file.exists() else {}
+    remedy = f"delete {folder}, or choose another --runs"
+    before = read_json(file, remedy) if file.exists() else {}
+    if not file.exists() and any(folder.glob("*/steps.json")):
+        raise HeroError(f"{file} is missing, so nobody knows with which settings these runs were made; {remedy}")
     if changed := differences(before, today):
         raise HeroError(f"{folder} holds runs with other settings ({changed}); choose another --runs or delete it")
     atomic_write(file, json.dumps(before | today, indent=1) + "\n")  # another study is in other worlds
@@ -76,7 +79,7 @@ def made_otherwise(table: Path, today: dict[str, object]) -> str:
 def steps_done(own: Path) -> dict[str, Record]:
     """The commands that a run's folder has behind it, by `Step.key`."""
     path = own / "steps.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(path, f"delete {own}, and its run is made again") if path.exists() else {}
 
 
 def note_steps(own: Path, done: dict[str, Record]) -> None:
@@ -85,7 +88,10 @@ def note_steps(own: Path, done: dict[str, Record]) -> None:
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 def restore(planned: Sequence[Job], folder: Path, data: Path, today: dict[str, object]) -> None:
-    """Give runs of which `data` has the tables, made with today's settings, their folders again."""
+    """Give runs of which `data` has the tables, made with today's settings, their folders again.
+
+    raises HeroError: a table is damaged
+    """
     preset, wanted = str(today["preset"]), {job.name for job in planned}
     for name in STUDIES:
         paths = {suffix: data / f"{name}{suffix}.csv" for suffix in SUFFIXES}

@@ -157,7 +157,7 @@ def report() -> None:
     if missing := [str(path) for path in (readme, guide, DATA) if not path.exists()]:
         raise HeroError(f"no {', '.join(missing)} here; run this in the top folder of a clone of the repository")
     claims = claims_table()
-    text = render(readme.read_text(), "claims", claims_readme(claims))
+    text = render(readme.read_text(encoding="utf-8"), "claims", claims_readme(claims))
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
@@ -169,7 +169,7 @@ def report() -> None:
     for name, make in {"retail": agents_table, "turns": turns_table}.items():
         if len(rows := _retail()):
             text = render(text, name, markdown(make(rows)))
-    lessons = render(guide.read_text(), "pages", overview())
+    lessons = render(guide.read_text(encoding="utf-8"), "pages", overview())
     for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():
         atomic_write(path, content)
     draw()

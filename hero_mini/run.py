@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 
 from hero_mini import envs
@@ -23,7 +22,7 @@ from hero_mini.models import Policy, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, atomic_save, atomic_write, read_json, whole_folder, writing
+from hero_mini.runtime import HeroError, atomic_save, atomic_write, load_saved, read_json, whole_folder, writing
 
 
 class Clock:
@@ -60,7 +59,9 @@ class Run:
         file, described = self.out / "config.json", self.described
         before = dict(described)
         if file.exists():  # an older run does not name settings that came later: it had their defaults
-            before |= asdict(TrainConfig()) | read_json(file)
+            before |= asdict(TrainConfig()) | read_json(file, "delete the whole folder, or choose another")
+        elif (self.out / "checkpoint.pt").exists():
+            raise HeroError(f"{self.out} holds a run without config.json; delete the whole folder, or choose another")
         if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(
                 f"{self.out} holds a run with other settings ({changed}); choose another folder or delete it"
@@ -71,7 +72,7 @@ class Run:
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
         if (self.out / "checkpoint.pt").exists():
-            saved = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=False)
+            saved = load_saved(self.out / "checkpoint.pt")
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
             if self.ema:
@@ -168,6 +169,5 @@ class Run:
     def save(self, name: str) -> None:
         """Write the adapter to `out / name`, of which `load_policy(adapter=out / name)` makes the trained agent."""
         if first():
-            with writing(self.out):
-                with whole_folder(self.out / name) as folder:
-                    self.student.model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+            with whole_folder(self.out / name) as folder:
+                self.student.model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)

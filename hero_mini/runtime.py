@@ -119,6 +119,9 @@ def writing(folder: str | Path, remedy: str = "free some space there, or choose 
         # safetensors reports a full disk without an error number
         if code in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in str(error).lower():
             raise HeroError(f"The disk that holds {folder} is full: {remedy}.") from error
+        if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+            where = getattr(error, "filename", None) or folder
+            raise HeroError(f"{where} is in the way ({os.strerror(code)}): choose another name.") from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise HeroError(f"The folder {folder} cannot be written to: {remedy}.") from error
         raise
@@ -149,30 +152,53 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
-def read_json(path: str | Path) -> dict:
+def read_json(path: str | Path, remedy: str = "restore it, for example with git checkout") -> dict:
     """What a JSON file of ours holds. raises HeroError: it is damaged"""
     try:
-        found = json.loads(Path(path).read_text())
-    except ValueError as problem:
-        raise HeroError(f"{path} is damaged ({problem}); delete it, and make again what it describes") from problem
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise HeroError(f"{path} is damaged ({problem}); {remedy}") from problem
     if not isinstance(found, dict):
-        raise HeroError(f"{path} is damaged (no object); delete it, and make again what it describes")
+        raise HeroError(f"{path} is damaged (no object); {remedy}")
     return found
+
+
+def check_out(path: str | Path) -> None:
+    """Before long work: whether its result can be written to this file. raises HeroError: it cannot"""
+    path = Path(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    if path.is_dir():
+        raise HeroError(f"{path} is a folder; name a file in it")
+
+
+def check_adapter_folder(path: str | Path) -> None:
+    """raises HeroError: something else than an adapter would be lost if an adapter took the place of `path`"""
+    path = Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / "adapter_config.json").exists():
+        raise HeroError(f"{path} holds something else than an adapter; choose a new folder")
 
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A scratch folder to write into, which takes the place of `path` when all is there, also after a power cut."""
+    """A scratch folder for an adapter, which takes the place of `path` when all is there, also after a power cut.
+
+    raises HeroError: disk full, not writable, or `path` is no adapter's
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
-        yield (new := Path(work) / "new")
-        for file in new.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(Path(work) / "old")
-        new.rename(path)
+    check_adapter_folder(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
+            yield (new := Path(work) / "new")
+            for file in new.iterdir():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+            if path.exists():
+                path.rename(Path(work) / "old")
+            new.rename(path)
 
 
 def atomic_save(path: str | Path, state: object) -> Path:
@@ -182,3 +208,14 @@ def atomic_save(path: str | Path, state: object) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return atomic_write(path, buffer.getvalue())
+
+
+def load_saved(path: str | Path) -> dict:
+    """What `atomic_save` wrote. raises HeroError: the file is damaged"""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch, pickle and zipfile each have their own kinds
+        problem = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise HeroError(f"{path} is damaged ({problem}); delete it with its folder, and start again") from error

@@ -98,13 +98,15 @@ def stage(source: Path, pages: list[Path]) -> Path:
     beside = [page.with_suffix("").as_posix() for page in sorted(FOLDER.glob("*.md"))]
     beside += [f"What the warm-up saw <{CARD.with_suffix('').as_posix()}>"]
     readme = Path("README.md").read_text(encoding="utf-8")
-    (source / "index.md").write_text(readme + contents("The pages", lines) + contents("Beside them", beside))
-    (source / CONFIG["html_favicon"]).write_text(ICON)
+    front = readme + contents("The pages", lines) + contents("Beside them", beside)
+    (source / "index.md").write_text(front, encoding="utf-8")
+    (source / CONFIG["html_favicon"]).write_text(ICON, encoding="utf-8")
     return source
 
 
 def title(page: Path) -> str:
-    return "".join(json.loads(page.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
 
 
 def contents(caption: str, lines: list[str]) -> str:

@@ -32,7 +32,7 @@ from hero_mini.records import (
     start,
     steps_done,
 )
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, writing
 from hero_mini.studies import STUDIES as STUDIES
 from hero_mini.studies import Job, Step, jobs
 from hero_mini.tables import commit
@@ -54,12 +54,13 @@ def study(
     model = planned[0].model
     today = common_settings(preset, model, planned)
     folder = runs.resolve() / f"{preset}-{start(model)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as problem:
-        raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as problem:
+            raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
     with lock:
         check_folder(folder, today)
         if changed := made_otherwise(table := data / f"{name}.csv", today):

@@ -8,18 +8,18 @@ import subprocess
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hero_mini.runtime import atomic_write, read_json
+from hero_mini.runtime import HeroError, atomic_write, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
-    """Write `table` to `path`, and its .json twin."""
-    write_origin(path, **about)
+    """Write `table` to `path`, and then its .json twin, which says how many rows there have to be."""
     atomic_write(path, table.to_csv(index=False))
+    write_origin(path, **about, rows=len(table))
 
 
 def write_origin(path: Path, **about: object) -> None:
@@ -36,11 +36,25 @@ def write_origin(path: Path, **about: object) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table whose variant and env, where it has them, are text: empty, and never missing."""
+    """A table whose variant and env, where it has them, are text: empty, and never missing.
+
+    raises HeroError: it is damaged, or has fewer rows than its .json twin says
+    """
+    text = {"variant": str, "env": str}
+    table = read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    if len(table) < (rows := origin(path).get("rows", 0)):
+        raise HeroError(f"{path} has {len(table)} of {rows} rows; restore it (git checkout), or delete it")
+    return table
+
+
+def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
+    """`pandas.read_csv`. raises HeroError: there is no such table, or it is damaged"""
     import pandas as pd
 
-    text = {"variant": str, "env": str}
-    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    try:
+        return pd.read_csv(path, **settings)
+    except (OSError, ValueError) as problem:  # pandas' own kinds are ValueErrors
+        raise HeroError(f"{path} is no table ({problem}); restore it, delete it, or name another") from problem
 
 
 def commit() -> str:
@@ -48,7 +62,10 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments, "--", "."]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git here
+            return ""
 
     found = git("log", "-1", "--format=%h")
     return found + ("-dirty" if git("status", "--porcelain") else "") if found else "unknown"

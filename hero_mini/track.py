@@ -80,6 +80,15 @@ def track(policy: Policy, rollout: Rollout) -> Track:
     return Track(run, steps, tuple(due), tuple(on_path), tuple(unseen), world.endings)
 
 
+def guesses(rollout: Rollout) -> list[bool]:
+    """Per turn, whether the action names an id that no observation has shown the student so far."""
+    heard, found = "", []
+    for turn in rollout.turns:
+        heard += f"{turn.observation}\n"
+        found.append(not said(sorted(names(turn.action)), heard))
+    return found
+
+
 def _plain(action: str) -> str:
     """An action in one spelling, so that a call and the same call as JSON are equal."""
     return str(parse_action(action))

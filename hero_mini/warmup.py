@@ -28,7 +28,7 @@ from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
-from hero_mini.runtime import HeroError, atomic_save, rng, whole_folder
+from hero_mini.runtime import HeroError, atomic_save, check_adapter_folder, load_saved, rng, whole_folder
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 
@@ -211,9 +211,11 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     """Teach the three skills to an adapter of `policy` and write it to the folder `out`, in bf16.
 
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
-    raises HeroError: the checkpoint has other settings, or the adapter of `config.start` does not fit
+    raises HeroError: the checkpoint has other settings, the adapter of `config.start` does not fit, or `out` holds
+        something else than an adapter
     """
     config = config or WarmupConfig()
+    check_adapter_folder(out)
     student = add_student(policy, rank=config.rank, seed=config.seed)
     if config.start:
         load_student(student, config.start)
@@ -221,7 +223,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        saved = load_saved(checkpoint)
         if saved["config"] != config:
             raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; delete it to start afresh")
         first = saved["step"]

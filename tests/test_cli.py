@@ -77,7 +77,12 @@ def test_an_evaluation_takes_no_other_agent_s_or_world_s_place(monkeypatch, tmp_
     assert set(floors) == {"1.0"}, "the floors have the evaluation's limit of turns"
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert main([*asked[:-1], str(tmp_path / "other.csv")]) == 1
-    assert "is no table of eval (no arm, seed, task)" in capsys.readouterr().err
+    assert "is no table of eval" in capsys.readouterr().err
+    assert main([*asked, "--label", "1"]) == main([*asked, "--label", "1"]) == 0
+    assert pd.read_csv(out)["arm"].astype(str).tolist().count("1") == 1, "a label that looks like a number"
+    study = pd.read_csv(out).assign(run="base-retail-0")
+    study.to_csv(out, index=False)
+    assert main(asked) == 1 and pd.read_csv(out).equals(study), "the table of a study stays as it is"
 
 
 def test_a_report_outside_the_repository_writes_nothing(monkeypatch, tmp_path, capsys):

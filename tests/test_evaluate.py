@@ -17,19 +17,20 @@ from hero_mini.rollout import Rollout, Turn
 from hero_mini.runtime import HeroError
 
 
-def turn(verdict: str, error: str | None = None, repeated: bool = False) -> Turn:
+def turn(verdict: str, error: str | None = None, repeated: bool = False, action: str = "act") -> Turn:
     info = {"oracle": {"verdict": verdict, "cause": "", "better": None}, "error": error, "repeated": repeated}
-    return Turn("user", "Hi.", "act", (5,), (0.0,), "tool", "ok", info)
+    return Turn("user", "Hi.", action, (5,), (0.0,), "tool", "ok", info)
 
 
 def test_rows_by_hand() -> None:
-    first = Rollout("retail", "a", 0, "", (turn("necessary"), turn("failed", "Error: x", True)), 1.0, True, False)
+    turns = (turn("necessary"), turn("failed", "Error: x", True, "f('#W1234')"))
+    first = Rollout("retail", "a", 0, "", turns, 1.0, True, False)
     second = replace(first, reward=0.0, turns=(turn("invalid", "Unknown action f"),))
     rows = rollout_rows([first, second, replace(second, task_id="b", reward=0.5)])
     assert rows.to_dict("records") == [
-        {"task": "a", "trial": 0, "success": 1.0, "turns": 2, "wasted": 1, "errors": 1, "repeated": 1},
-        {"task": "a", "trial": 1, "success": 0.0, "turns": 1, "wasted": 1, "errors": 1, "repeated": 0},
-        {"task": "b", "trial": 0, "success": 0.0, "turns": 1, "wasted": 1, "errors": 1, "repeated": 0},
+        {"task": "a", "trial": 0, "success": 1.0, "turns": 2, "wasted": 1, "errors": 1, "repeated": 1, "guessed": 1},
+        {"task": "a", "trial": 1, "success": 0.0, "turns": 1, "wasted": 1, "errors": 1, "repeated": 0, "guessed": 0},
+        {"task": "b", "trial": 0, "success": 0.0, "turns": 1, "wasted": 1, "errors": 1, "repeated": 0, "guessed": 0},
     ]
 
 

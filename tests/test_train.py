@@ -211,7 +211,7 @@ def test_another_configuration_is_refused(tiny: Policy, tmp_path: Path, change: 
 @pytest.mark.parametrize("content", ["", "[]"])
 def test_a_damaged_description_is_named(tiny: Policy, tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(HeroError, match=r"config.json is damaged .*; delete it"):
+    with pytest.raises(HeroError, match=r"config.json is damaged .*; delete the whole folder"):
         train(tiny, replace(SMALL, updates=1, tasks=1, max_turns=1), tmp_path)
 
 

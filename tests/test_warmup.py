@@ -379,6 +379,13 @@ def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
     assert counts == [TINY.batch, 2 * TINY.batch]
 
 
+def test_a_warm_up_takes_the_place_of_nothing_else(tiny: Policy, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(HeroError, match="holds something else than an adapter"):
+        warm_up(tiny, tmp_path, WarmupConfig(episodes=2))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_warm_up_goes_on_from_an_adapter(tiny: Policy, tmp_path: Path) -> None:
     warm_up(tiny, tmp_path / "first", TINY, progress=False)
     again = replace(TINY, start=str(tmp_path / "first"), lr=1e-12)
