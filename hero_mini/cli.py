@@ -159,7 +159,7 @@ def build_parser() -> Parser:
     model_options(sub)
     sub.add_argument("--label", default="base", help="what to call this agent in the table")
     sub.add_argument("--seed", type=int, default=0, help="the seed of the agent's training, for the table")
-    sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"))
+    sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"), help="this table is replaced")
 
     sub = command(
         "study",

@@ -23,7 +23,8 @@ def _policy(options: argparse.Namespace, env: str):
     from hero_mini.models import load_policy
 
     model = model_for(options.model, env)
-    return load_policy(model, adapter=None if options.adapter == "none" else options.adapter, device=options.device)
+    adapter = None if options.adapter.lower() == "none" else options.adapter
+    return load_policy(model, adapter=adapter, device=options.device)
 
 
 def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):

@@ -18,6 +18,7 @@ from hero_mini.mechanism import measure, summary
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import HeroError, read_json, rng
+from hero_mini.tables import read_csv
 from hero_mini.told import Told, demonstrated, hinted
 from hero_mini.track import Track, track
 from hero_mini.train import reflect_on
@@ -26,15 +27,18 @@ from hero_mini.train import reflect_on
 def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     """What a run was asked to do, the model it began with, and the adapters of its whole updates, in order.
 
-    raises HeroError: there are none
+    raises HeroError: there are none, or files of the run are damaged
     """
-    whole = len(pd.read_csv(run / "metrics.csv")) if (run / "metrics.csv").exists() else 0
+    whole = len(read_csv(run / "metrics.csv")) if (run / "metrics.csv").exists() else 0
     agents = [run / "updates" / str(k) for k in range(1, whole + 1)]
     if not agents or not all(folder.is_dir() for folder in agents):
         raise HeroError(f"{run} holds no agents by update: train it again, in a new folder")
-    told = read_json(run / "config.json", "name the folder of a training run")
-    config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
-    return config, told["model"], agents
+    told = read_json(run / "config.json", remedy := "name the folder of a training run")
+    try:
+        config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
+        return config, told["model"], agents
+    except (KeyError, TypeError) as problem:
+        raise HeroError(f"{run / 'config.json'} is damaged ({problem}); {remedy}") from problem
 
 
 def growth(

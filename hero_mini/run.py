@@ -75,6 +75,8 @@ class Run:
             saved = load_saved(self.out / "checkpoint.pt")
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
+            if first() and not (self.out / "metrics.csv").exists():
+                self.write_metrics()
             if self.ema:
                 self.ema.load_state(saved["ema"])
 
@@ -161,10 +163,13 @@ class Run:
         self.rows.append(row)
         self.save(f"updates/{update + 1}")
         if first():
-            atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+            self.write_metrics()
             done = {"rows": self.rows, "optimizer": self.optimizer.state(), "ema": self.ema and self.ema.state()}
             atomic_save(self.out / "checkpoint.pt", done)  # last: from here on the update counts as done
         return row
+
+    def write_metrics(self) -> None:
+        atomic_write(self.out / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
 
     def save(self, name: str) -> None:
         """Write the adapter to `out / name`, of which `load_policy(adapter=out / name)` makes the trained agent."""
