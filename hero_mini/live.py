@@ -41,10 +41,10 @@ class LiveTraining:
         self.box = widgets.VBox([widgets.HBox([self.train, self.stop, self.state]), self.curves, self.episodes])
 
     def command(self) -> list[str]:
-        """The training as a command: whatever differs from the defaults."""
+        """The training as a command: whatever differs from the defaults, and what has no fixed one there."""
         default, options = asdict(TrainConfig()), []
         for name, value in asdict(self.config).items():
-            if value != default[name] or name in ("updates", "tasks"):
+            if value != default[name] or name in ("updates", "tasks", "max_turns"):
                 options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         command = [sys.executable, "-m", "hero_mini", "train", "--model", self.model]
         return [*command, *options, "--out", str(self.out)]
