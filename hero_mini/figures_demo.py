@@ -89,8 +89,12 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     A panel per number with the arm's name at its point; bar: 95 % interval of the gain; each: the gain of every seed, a
     short line.
     """
-    fig, axes = blank(2.7 * len(shown), 3.4, columns=len(shown))
-    for ax, (number, title) in zip(axes, shown.items(), strict=True):
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    fig, axes = blank(3.3 * across, 3.2 * down, rows=down, columns=across)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (number, title) in zip(axes, shown.items(), strict=False):
         middle = (points[number].min() + points[number].max()) / 2
         for i, row in enumerate(points.to_dict("records")):
             color, marker = style_of(row["arm"], i)
@@ -102,7 +106,8 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
         ax.margins(x=0.3)
         ax.set_xlabel(title, fontsize=10)
-    axes[0].set_ylabel("success − base, held-out tasks")
+    for ax in axes[::across]:
+        ax.set_ylabel("success − base, held-out tasks")
     return fig
 
 
