@@ -85,7 +85,7 @@ def build_parser() -> Parser:
         sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
         sub.add_argument("--max-turns", type=positive, help="of an episode (default: the environment's own)")
         as_in_train(sub, "max_action_tokens", "batch_size")
-        sub.add_argument("--url", help="of a vLLM server that samples instead of this process; see hero_mini/server.py")
+        sub.add_argument("--url", help="of a vLLM server that samples in place of this process (key: OPENAI_API_KEY)")
         sub.add_argument("--endpoint-model", help="what the model is called there (default: as --model says)")
 
     sub = command("rollout", commands.rollout, "Let the agent act and keep the episodes as JSON lines.")
@@ -96,7 +96,7 @@ def build_parser() -> Parser:
     model_options(sub)
     sub.add_argument("--rollouts", type=Path, default=Path("runs/rollouts.jsonl"))
     sub.add_argument("--reflector", default="self", choices=["self", "oracle", "endpoint"])
-    sub.add_argument("--url", help="of an OpenAI-compatible endpoint, for --reflector endpoint")
+    sub.add_argument("--url", help="of an OpenAI-compatible endpoint, for --reflector endpoint (key: OPENAI_API_KEY)")
     sub.add_argument("--endpoint-model", default="gpt-4o", help="the model to ask for there")
     sub.add_argument("--out", type=Path, default=Path("runs/reflections.csv"))
 

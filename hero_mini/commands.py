@@ -39,10 +39,15 @@ def _limits(options: argparse.Namespace) -> dict:
     """What the command line says about every rollout."""
     from hero_mini.server import Server
 
-    key = os.environ.get("OPENAI_API_KEY", "")
-    server = Server(options.url, options.endpoint_model or options.model, api_key=key) if options.url else None
+    model = options.endpoint_model or options.model
+    server = Server(options.url, model, api_key=_api_key()) if options.url else None
     limits = {name: getattr(options, name) for name in ("max_action_tokens", "batch_size")}
     return {"progress": True, "server": server, "max_turns": options.max_turns or turn_limit(options.env), **limits}
+
+
+def _api_key() -> str:
+    """What is sent to the server of --url; empty where the environment names none."""
+    return os.environ.get("OPENAI_API_KEY", "")
 
 
 def rollout(options: argparse.Namespace) -> None:
@@ -74,8 +79,7 @@ def reflect(options: argparse.Namespace) -> None:
     elif not options.url:
         raise HeroError("--reflector endpoint needs --url, for example --url http://localhost:8000/v1")
     else:
-        key = os.environ.get("OPENAI_API_KEY", "")
-        reflector = reflect.endpoint_reflector(options.url, options.endpoint_model, api_key=key)
+        reflector = reflect.endpoint_reflector(options.url, options.endpoint_model, api_key=_api_key())
     reflections = reflector(rollouts)
     turns = reflect.turn_rows(rollouts, reflections)
     atomic_write(options.out, turns.to_csv(index=False))
@@ -195,7 +199,7 @@ def eval(options: argparse.Namespace) -> None:
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
     write_table(options.out, table[columns], command=options.line)
     print(floors(options.env, max_turns=limits["max_turns"], **sample).round(3).to_string(index=False))
-    for name in ("success", "turns", "wasted", "errors", "repeated", "guessed"):
+    for name in COLUMNS[2:]:  # task and trial are no numbers of the agent
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())
         print(f"{label} {name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
 
