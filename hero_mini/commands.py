@@ -235,7 +235,7 @@ def memory(options: argparse.Namespace) -> None:
     models, settings = [options.model] if options.model else list(KNOWN), vars(options)
     settings = {name: settings[name] for name in ("rank", "max_tokens")}
     print(needs(models, **settings).round(2).to_string(index=False))
-    print(f"\nA training step, and how many rollouts of {options.context} tokens at once (half of it to be safe):")
+    print(f"\nA training step, and how many rollouts of {options.context} tokens fit at once (plan with half of them):")
     table = fits(models, context=options.context, **settings)
     print(table.to_string(index=False))
 

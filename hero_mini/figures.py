@@ -211,16 +211,14 @@ def divergence_figure(curves: pd.DataFrame, *, teacher: float, mark: float | Non
     every = max(1, len(curves) // 8)
     for i, name in enumerate(c for c in curves if c != "student"):
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        ax.plot(curves["student"], curves[name], color=color, marker=marker, markevery=every, label=name)
-        if mark is not None:
-            value = float(np.interp(mark, curves["student"], curves[name]))
-            ax.annotate(f"{value:.4f}", (mark, value), (6, 2), textcoords="offset points", fontsize=9)
+        there = "" if mark is None else f", {np.interp(mark, curves['student'], curves[name]):.4f} at {mark:g}"
+        ax.plot(curves["student"], curves[name], color=color, marker=marker, markevery=every, label=name + there)
     ax.axvline(teacher, color=BLACK, linestyle="--", linewidth=1, label=f"teacher {teacher:g}")
     if mark is not None:
         ax.axvline(mark, color=BLACK, linestyle=":", linewidth=1, label=f"student {mark:g}")
     ax.set_xlabel("the student's probability of the first of two tokens")
     ax.set_ylabel("nats")
-    ax.legend(fontsize=9, frameon=False)
+    ax.legend(fontsize=9, framealpha=1, edgecolor="none", loc="upper left", bbox_to_anchor=(0.52, 1))
     return fig
 
 

@@ -32,7 +32,7 @@ from hero_mini import envs, figures
 from hero_mini.config import SIZES as SIZES
 from hero_mini.config import sizes as sizes
 from hero_mini.envs import Task, webshop_pages
-from hero_mini.models import Policy, fingerprint
+from hero_mini.models import Policy, fingerprint, usual_dtype
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, collect, load_rollouts, save_rollouts
 from hero_mini.runtime import HeroError
@@ -48,7 +48,8 @@ def live() -> bool:
 def versions(seed: int) -> None:
     """Print what the results below depend on."""
     packages = [f"{name} {version(name)}" for name in ("hero_mini", "torch", "transformers")]
-    print(", ".join([f"Python {platform.python_version()}", *packages, f"seed {seed}"]))
+    kind = str(usual_dtype()).removeprefix("torch.")
+    print(", ".join([f"Python {platform.python_version()}", *packages, f"models in {kind}", f"seed {seed}"]))
 
 
 def short_errors(shell: InteractiveShell | None) -> None:

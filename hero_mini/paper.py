@@ -80,8 +80,6 @@ def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=EMPTY)
     rows = pd.concat(tables, ignore_index=True)
-    if "task" in rows:  # a setting was chosen on the others
-        rows = rows[~rows["task"].str.contains("/validation/")]
     rows = rows[rows["model"] == rows.groupby("env", dropna=False)["model"].transform("first")].drop(columns="model")
     first = rows.groupby(["run", "env"], sort=False)["table"].transform("first")
     return rows[rows["table"] == first].reset_index(drop=True)
@@ -91,9 +89,11 @@ def alike(data: Path, suffix: str = "") -> list[Path]:
     """The studies' tables in `data` made with the settings of their model's newest one, as far as both name them.
 
     One base agent, trained by the same rules, has to be behind all rows of a comparison. Older tables do not name the
-    rules: they stand beside each other, and beside no newer one.
+    rules: they stand beside each other, and beside no newer one. A study on validation tasks is none of them: settings
+    were chosen on it.
     """
-    paths = [path for name in STUDIES if (path := data / f"{name}{suffix}.csv").exists()]
+    tested = [name for name in STUDIES if {job.split for job in jobs(name, "full")} == {"test"}]
+    paths = [path for name in tested if (path := data / f"{name}{suffix}.csv").exists()]
     made = {path: _settings(path) for path in paths}
     by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
     newest = {made[path]["model"]: made[path] for path in by_age}

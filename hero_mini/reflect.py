@@ -264,7 +264,7 @@ def calibration(turns: pd.DataFrame, edges: Sequence[float] = (0.0, 0.5, 0.8, 0.
     graded = pd.DataFrame({"range": ranges, "confidence": said["confidence"].astype(float), "right": right})
     by_range = graded.groupby("range", observed=True)
     table = by_range.mean().assign(turns=by_range.size()).reset_index()
-    return table.assign(range=[f"{r.left:.2f} to {r.right:.2f}" for r in table["range"]])
+    return table.assign(range=[f"{max(0.0, r.left):.2f} to {r.right:.2f}" for r in table["range"]])
 
 
 def blamed(turns: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
