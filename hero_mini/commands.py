@@ -63,7 +63,7 @@ def rollout(options: argparse.Namespace) -> None:
 
 def reflect(options: argparse.Namespace) -> None:
     from hero_mini import reflect
-    from hero_mini.rollout import load_rollouts
+    from hero_mini.rollout import load_rollouts, spells
     from hero_mini.runtime import atomic_write
 
     check_out(options.out)
@@ -72,8 +72,13 @@ def reflect(options: argparse.Namespace) -> None:
     rollouts = load_rollouts(options.rollouts)
     if not rollouts:
         raise HeroError(f"{options.rollouts} holds no rollouts; collect some with python -m hero_mini rollout")
+    if any("oracle" not in turn.info for rollout in rollouts for turn in rollout.turns):
+        raise HeroError(f"no oracle has judged the turns in {options.rollouts}, so there is nothing to compare with")
     if options.reflector == "self":
-        reflector = reflect.self_reflector(_policy(options, rollouts[0].env), progress=True)
+        policy = _policy(options, rollouts[0].env)
+        if any(not spells(policy, turn) for rollout in rollouts for turn in rollout.turns):
+            raise HeroError(f"the tokens in {options.rollouts} are of another model than {policy.name}; set --model")
+        reflector = reflect.self_reflector(policy, progress=True)
     elif options.reflector == "oracle":
         reflector = reflect.oracle
     elif not options.url:
@@ -141,10 +146,10 @@ def growth(options: argparse.Namespace) -> None:
     from hero_mini.growth import growth, kept
     from hero_mini.models import load_policy
     from hero_mini.rollout import collect
-    from hero_mini.tables import write_table
+    from hero_mini.tables import check_table, write_table
 
     config, begun_with, agents = kept(options.run_folder)
-    check_out(out := options.out or options.run_folder / "growth.csv")
+    check_table(out := options.out or options.run_folder / "growth.csv")
     options.adapter, model = "default", model_for(options.model, config.env)
     policy = _policy(options, config.env)
     if policy.name != begun_with:
@@ -179,23 +184,29 @@ def eval(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from hero_mini.evaluate import COLUMNS, evaluate, floors, interval
-    from hero_mini.tables import read_csv, write_table
+    from hero_mini.tables import check_table, read_csv, write_table
 
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
     named = [] if options.model == "default" else [options.model]
     named += {"default": [], "none": ["no warm-up"]}.get(options.adapter, [options.adapter])
     label, limits = options.label or ", ".join(named) or "base", _limits(options)
-    check_out(options.out)
-    kept = pd.DataFrame(columns=["arm", "seed", *COLUMNS])
-    if options.out.exists():  # a label may be called NA, or 1
-        missing = {name: [""] for name in COLUMNS if name != "task"}
-        kept = read_csv(options.out, dtype={"arm": str, "task": str}, keep_default_na=False, na_values=missing)
-    if not {"arm", "seed", "task"} <= {*kept.columns} <= {"arm", "seed", *COLUMNS}:
-        raise HeroError(f"{options.out} is no table of eval, whose rows could stand in it; choose another --out")
+    check_table(options.out)
+
+    def kept() -> pd.DataFrame:
+        if not options.out.exists():
+            return pd.DataFrame(columns=["arm", "seed", *COLUMNS])
+        missing = {name: [""] for name in COLUMNS if name != "task"}  # a label may be called NA, or 1
+        found = read_csv(options.out, dtype={"arm": str, "task": str}, keep_default_na=False, na_values=missing)
+        if not {"arm", "seed", "task"} <= {*found.columns} <= {"arm", "seed", *COLUMNS}:
+            raise HeroError(f"{options.out} is no table of eval, whose rows could stand in it; choose another --out")
+        return found
+
+    kept()
     rows = evaluate(_policy(options, options.env), options.env, k=options.k, **sample, **limits).assign(arm=label)
-    same = (kept["arm"] == label) & (kept["seed"] == options.seed)
-    same &= kept["task"].str.startswith(f"{options.env}/{options.split}/")
-    table = pd.concat([kept[~same], rows]) if len(kept[~same]) else rows
+    others = kept()  # as they are by now: another evaluation may have ended
+    same = (others["arm"] == label) & (others["seed"] == options.seed)
+    same &= others["task"].str.startswith(f"{options.env}/{options.split}/")
+    table = pd.concat([others[~same], rows]) if len(others[~same]) else rows
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
     write_table(options.out, table[columns], command=options.line)
     print(floors(options.env, max_turns=limits["max_turns"], **sample).round(3).to_string(index=False))
@@ -206,9 +217,9 @@ def eval(options: argparse.Namespace) -> None:
 
 def ability(options: argparse.Namespace) -> None:
     from hero_mini.ability import general_ability
-    from hero_mini.tables import write_table
+    from hero_mini.tables import check_table, write_table
 
-    check_out(options.out)
+    check_table(options.out)
     table = general_ability(_policy(options, env="retail"))
     write_table(options.out, table.assign(arm=options.label, seed=options.seed), command=options.line)
     print(table.groupby("kind")[["correct", "perplexity"]].mean().round(3).to_string())
@@ -244,8 +255,10 @@ def warmup(options: argparse.Namespace) -> None:
     from hero_mini.models import ADAPTERS, load_policy
     from hero_mini.warmup import warm_up
 
-    out = options.out or ADAPTERS / WARMUPS["default"]
-    warm_up(load_policy(adapter=None), out, WarmupConfig(**_settings(options, WarmupConfig)))
+    config = WarmupConfig(**_settings(options, WarmupConfig))
+    if options.out is None and config != WarmupConfig():
+        raise HeroError("with these settings the warm-up is not that of the model `default`; name a folder with --out")
+    warm_up(load_policy(adapter=None), options.out or ADAPTERS / WARMUPS["default"], config)
 
 
 def report(options: argparse.Namespace) -> None:

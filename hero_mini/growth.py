@@ -29,6 +29,8 @@ def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
 
     raises HeroError: there are none, or files of the run are damaged
     """
+    if not run.is_dir():
+        raise HeroError(f"there is no folder {run}; name that of a training run")
     whole = len(read_csv(run / "metrics.csv")) if (run / "metrics.csv").exists() else 0
     agents = [run / "updates" / str(k) for k in range(1, whole + 1)]
     if not agents or not all(folder.is_dir() for folder in agents):

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from hero_mini.notebooks import all_notebooks
+from hero_mini.notebooks import all_notebooks, read_page
 from hero_mini.runtime import HeroError, atomic_write
 
 EXERCISES = re.compile(r"^#+ Exercises$", re.MULTILINE)  # the heading of a page's last part
@@ -43,9 +43,12 @@ def write_handouts(out: Path) -> list[Path]:
     """
     copies = {}
     for notebook in all_notebooks():
-        copies[out / notebook.name] = nbformat.writes(handout(nbformat.read(notebook, as_version=4))) + "\n"
+        try:
+            copies[out / notebook.name] = nbformat.writes(handout(read_page(notebook))).encode() + b"\n"
+        except ValueError as problem:
+            raise HeroError(f"{notebook}: {problem}") from problem
     for file, text in copies.items():
-        if file.exists() and file.read_text(encoding="utf-8") != text:
+        if file.exists() and not (file.is_file() and file.read_bytes() == text):
             raise HeroError(
                 f"{file} is there already and is no fresh copy, so it may hold somebody's work: "
                 "move it away, or choose another folder with --out"

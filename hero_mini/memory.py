@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from hero_mini.config import WARMUPS, TrainConfig
 from hero_mini.embedded import NAME
 from hero_mini.lora import TARGETS
+from hero_mini.models import first_line
 from hero_mini.runtime import HeroError, nearest
 
 SIZE = 2  # bytes of a bf16 number
@@ -84,9 +85,10 @@ def read_config(model: str | Path) -> PreTrainedConfig:
         return AutoConfig.for_model(numbers.pop("model_type"), tie_word_embeddings=True, **numbers)
     try:
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as problem:
+    except Exception as problem:  # transformers and the hub each have their own kinds
         raise HeroError(
-            f"no config.json for {name!r}{nearest(name, KNOWN)}; give a folder, a hub id, or one of: {', '.join(KNOWN)}"
+            f"no configuration for {name!r}{nearest(name, KNOWN)} ({first_line(problem)}); give a folder, a hub id, or "
+            f"one of: {', '.join(KNOWN)}"
         ) from problem
 
 
@@ -101,12 +103,15 @@ def memory(
 
     raises HeroError: the model is not built from the layers that our adapters know
     """
-    with torch.device("meta"):  # shapes without memory
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as problem:
+        raise HeroError(f"a {config.model_type} model cannot be built ({first_line(problem)}): take Qwen3") from problem
     weights = sum(p.numel() for p in model.parameters())
     adapted = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.split(".")[-1] in TARGETS]
-    if not adapted:
-        raise HeroError(f"a {config.model_type} model has none of the layers that our adapters train: take a Qwen3")
+    if len(adapted) != len(TARGETS) * getattr(config, "num_hidden_layers", -1):  # fused ones and experts: other names
+        raise HeroError(f"a {config.model_type} model is not made of the layers that our adapters train: take a Qwen3")
     trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * SIZE * 1000
     return Memory(

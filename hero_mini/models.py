@@ -131,7 +131,7 @@ def load_policy(
     adapters = []  # in the order in which they are merged
     if adapter is not None and (warmup or str(adapter) != "default"):
         adapters = [_adapter(ADAPTERS / warmup if warmup and str(adapter) == "default" else adapter)]
-        made_for, _, under = (adapters[0][1].base_model_name_or_path or "").partition("+")
+        made_for, _, under = str(adapters[0][1].base_model_name_or_path or "").partition("+")
         if warmup and made_for == NAME and (ADAPTERS / under / "adapter_config.json").is_file():
             adapters.insert(0, _adapter(ADAPTERS / under))  # it was trained on the warmed-up model
 
@@ -194,7 +194,7 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
 
 def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) -> tuple[PreTrainedModel, str]:
     """The network with the adapter's change added to its weights, and the name of the result."""
-    base = config.base_model_name_or_path or "an unnamed model"
+    base = str(config.base_model_name_or_path or "an unnamed model")
     if Path(base).name != Path(name).name:
         raise HeroError(
             f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
@@ -214,9 +214,12 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
 def fill_adapter(peft_model: PeftModel, where: str) -> None:
     """Copy all weights of a saved adapter into the active one; the caller says what follows from a failure.
 
-    raises ValueError: weights are missing, or there is no place for some; and whatever peft and safetensors raise
+    raises ValueError: weights are missing, not finite, or without a place; and whatever peft and safetensors raise
     """
-    report = set_peft_model_state_dict(peft_model, load_peft_weights(where, device="cpu"), peft_model.active_adapter)
+    weights = load_peft_weights(where, device="cpu")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError("some of its weights are not finite")
+    report = set_peft_model_state_dict(peft_model, weights, peft_model.active_adapter)
     kind = peft_model.peft_config[peft_model.active_adapter].peft_type.value.lower()
     unfilled = [key for key in report.missing_keys if kind in key]
     if report.unexpected_keys or unfilled:

@@ -154,7 +154,10 @@ def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, sp
     file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{world}-{split}-{n}-{seed}.jsonl"
     if not file.exists():
         save_rollouts(file, collect(policy, env, envs.make(env).tasks(split, n), seed=seed))
-    return load_rollouts(file)
+    found = load_rollouts(file)
+    if len(found) != n:
+        raise HeroError(f"{file} holds {len(found)} of {n} rollouts; delete it, and they are sampled again")
+    return found
 
 
 # --- the shop --------------------------------------------------------------------------------------------------------

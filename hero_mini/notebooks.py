@@ -12,10 +12,11 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.execute import remove_error_markers
 from tqdm.auto import tqdm
 
-from hero_mini.runtime import HeroError, atomic_write, nearest
+from hero_mini.runtime import HeroError, atomic_write, check_out, nearest
 
 FOLDER = Path("notebooks")
 # metadata that differs from run to run and that no reader needs
@@ -30,11 +31,22 @@ def all_notebooks() -> list[Path]:
     return found
 
 
+def read_page(notebook: Path) -> nbformat.NotebookNode:
+    """raises HeroError: it is not there, or no whole notebook"""
+    try:
+        page = nbformat.read(notebook, as_version=4)
+        nbformat.validate(page)
+        page.cells[0].source.splitlines()[0]  # the title
+    except (OSError, ValueError, LookupError, AttributeError, nbformat.ValidationError) as problem:
+        raise HeroError(f"{notebook} is no whole notebook; restore it, for example with git checkout") from problem
+    return page
+
+
 def overview() -> str:
     """A markdown table of the pages: name, question (the title), and the minutes that the page's first cell gives."""
     rows = ["| page | question | time, as the page says |", "|---|---|---|"]
     for notebook in all_notebooks():
-        head = nbformat.read(notebook, as_version=4).cells[0].source.strip()
+        head = read_page(notebook).cells[0].source.strip()
         title, last = head.split("\n")[0].removeprefix("# "), head.split("\n\n")[-1]
         if last.startswith("|"):  # preset | smoke | ... above minutes | 1 | ...
             names, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in last.split("\n"))
@@ -45,6 +57,7 @@ def overview() -> str:
 
 def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
     """raises HeroError: a name that the notebook's parameters cell does not define"""
+    read_page(notebook)
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters:
         if name not in known:
@@ -56,7 +69,7 @@ def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
 def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> None:
     """papermill, but a cell tagged `raises-exception` may raise (papermill runs on behind it and then complains).
 
-    raises HeroError: another cell raised; `target` holds the page
+    raises HeroError: another cell raised, and `target` holds the page; or the kernel died
     """
     try:
         papermill.execute_notebook(str(notebook), str(target), parameters, progress_bar=False, kernel_name="python3")
@@ -71,13 +84,16 @@ def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> Non
                     ) from None
         remove_error_markers(page)
         atomic_write(target, nbformat.writes(page) + "\n")
+    except DeadKernelError:
+        raise HeroError(
+            f"{notebook.name}: the kernel died, often for want of memory: close other programs, or use --preset smoke"
+        ) from None
 
 
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
     """Run one notebook in the top folder and write the executed page to `out`."""
     check_parameters(notebook, parameters)
-    target = out / notebook.name
-    out.mkdir(parents=True, exist_ok=True)
+    check_out(target := out / notebook.name)
     run_page(notebook, target, parameters)
     return target
 
@@ -99,14 +115,14 @@ def reproduce(preset: str, parameters: dict[str, str], out: Path = Path("runs/no
 
 
 def _value(text: str) -> object:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def refresh(pages: Sequence[str] = ()) -> None:
     """Re-execute the committed notebooks in place; twice in a row changes no byte.
 
     pages: how the names of some begin, such as "08"; all without any
-    raises HeroError: no page's name begins so
+    raises HeroError: no page's name begins so, or a cell raised; the page up to there stays beside it, hidden
     """
     notebooks = all_notebooks()
     for page in pages:
@@ -115,12 +131,12 @@ def refresh(pages: Sequence[str] = ()) -> None:
             raise HeroError(f"no page begins with {page!r}{nearest(page, names)}; there are: {', '.join(names)}")
     chosen = [notebook for notebook in notebooks if notebook.name.startswith(tuple(pages) or "")]
     for notebook in tqdm(chosen, desc="refresh"):
+        read_page(notebook)
         work = notebook.with_name(f".{notebook.name}")
-        try:
-            run_page(notebook, work, {})  # without parameters papermill adds no cell
-            here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
-            atomic_write(notebook, work.read_text(encoding="utf-8").replace(here, ""))
-        finally:
-            work.unlink(missing_ok=True)
-        strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(notebook)]
-        subprocess.run([sys.executable, "-m", *strip], check=True)
+        run_page(notebook, work, {})  # without parameters papermill adds no cell; where a page stops, it is left
+        strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(work)]
+        if subprocess.run([sys.executable, "-m", *strip], check=False).returncode:
+            raise HeroError(f"nbstripout failed, so {notebook} is as it was; install it: pip install -e '.[test]'")
+        here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
+        atomic_write(notebook, work.read_text(encoding="utf-8").replace(here, ""))
+        work.unlink()

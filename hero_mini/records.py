@@ -79,7 +79,11 @@ def made_otherwise(table: Path, today: dict[str, object]) -> str:
 def steps_done(own: Path) -> dict[str, Record]:
     """The commands that a run's folder has behind it, by `Step.key`."""
     path = own / "steps.json"
-    return read_json(path, f"delete {own}, and its run is made again") if path.exists() else {}
+    remedy = f"delete {own}, and its run is made again"
+    found = read_json(path, remedy) if path.exists() else {}
+    if not all(isinstance(r, dict) and isinstance(r.get("minutes"), int | float) for r in found.values()):
+        raise HeroError(f"{path} is damaged (no minutes); {remedy}")
+    return found
 
 
 def note_steps(own: Path, done: dict[str, Record]) -> None:
@@ -139,7 +143,10 @@ def gather(
             continue
         finished[job.name] = {step.key: done[step.key] for step in steps}
         for step in steps:
-            table = read_table(step.file).drop(columns=COLUMNS, errors="ignore")
+            try:
+                table = read_table(step.file).drop(columns=COLUMNS, errors="ignore")
+            except HeroError as problem:
+                raise HeroError(f"{problem}; or delete {own}, and its run is made again") from problem
             told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
             label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
             found[step.suffix].append(label.join(table))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hero_mini import envs
 from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
+from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
 from hero_mini.models import Policy
@@ -73,6 +74,12 @@ class Rollout:
         for turn in fields.pop("turns"):
             ids, logprobs = tuple(turn.pop("token_ids")), tuple(turn.pop("logprobs"))
             turns.append(Turn(**turn, token_ids=ids, logprobs=logprobs))
+            judged = turn["info"].get("oracle", {"verdict": VERDICTS[0], "cause": None, "better": None})
+            whole = isinstance(turn["action"], str) and isinstance(turn["observation"], str)
+            if not whole or judged["verdict"] not in VERDICTS or not {"cause", "better"} <= judged.keys():
+                raise ValueError("a turn is not whole")
+        if not turns:
+            raise ValueError("an episode has a turn at least")
         return cls(**fields, turns=tuple(turns))
 
 
@@ -86,6 +93,14 @@ def close_action(policy: Policy, token_ids: Sequence[int]) -> list[int]:
     """What follows an action's own tokens before anyone else speaks: its end of turn if it was cut, a line break."""
     cut = not token_ids or token_ids[-1] != policy.eos_id
     return [policy.eos_id] * cut + policy.newline
+
+
+def spells(policy: Policy, turn: Turn) -> bool:
+    """Whether a turn's token ids are its action in the policy's own vocabulary."""
+    try:
+        return policy.decode(turn.token_ids) == turn.action
+    except (TypeError, OverflowError, IndexError):  # ids that the tokenizer does not have
+        return False
 
 
 def segments(policy: Policy, rollout: Rollout) -> list[tuple[list[int], bool]]:
@@ -209,6 +224,6 @@ def load_rollouts(path: str | Path) -> list[Rollout]:
             break
         try:
             rollouts.append(Rollout.from_json(line.decode()))
-        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
             raise HeroError(f"{path}, line {number}, is not a rollout: the file is damaged, collect again") from problem
     return rollouts

@@ -120,10 +120,10 @@ def writing(folder: str | Path, remedy: str = "free some space there, or choose 
         if code in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in str(error).lower():
             raise HeroError(f"The disk that holds {folder} is full: {remedy}.") from error
         if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
-            where = getattr(error, "filename", None) or folder
+            where = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
             raise HeroError(f"{where} is in the way ({os.strerror(code)}): choose another name.") from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise HeroError(f"The folder {folder} cannot be written to: {remedy}.") from error
+        if isinstance(error, OSError) and code:
+            raise HeroError(f"The folder {folder} cannot be written to ({os.strerror(code)}): {remedy}.") from error
         raise
 
 
@@ -156,7 +156,7 @@ def read_json(path: str | Path, remedy: str = "restore it, for example with git 
     """What a JSON file of ours holds. raises HeroError: it is damaged"""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, RecursionError) as problem:
         raise HeroError(f"{path} is damaged ({problem}); {remedy}") from problem
     if not isinstance(found, dict):
         raise HeroError(f"{path} is damaged (no object); {remedy}")
@@ -168,7 +168,8 @@ def check_out(path: str | Path) -> None:
     path = Path(path)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        with tempfile.TemporaryFile(dir=path.parent) as some:
+            some.write(bytes(1 << 16))  # a full disk takes an empty file
     if path.is_dir():
         raise HeroError(f"{path} is a folder; name a file in it")
 
@@ -210,7 +211,7 @@ def atomic_save(path: str | Path, state: object) -> Path:
     return atomic_write(path, buffer.getvalue())
 
 
-def load_saved(path: str | Path) -> dict:
+def load_saved(path: str | Path, remedy: str = "delete it with its folder, and start again") -> dict:
     """What `atomic_save` wrote. raises HeroError: the file is damaged"""
     import torch
 
@@ -218,4 +219,4 @@ def load_saved(path: str | Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch, pickle and zipfile each have their own kinds
         problem = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise HeroError(f"{path} is damaged ({problem}); delete it with its folder, and start again") from error
+        raise HeroError(f"{path} is damaged ({problem}); {remedy}") from error

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hero_mini.notebooks import FOLDER, all_notebooks
+from hero_mini.notebooks import FOLDER, all_notebooks, read_page
 from hero_mini.runtime import HeroError, writing
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NBVAL = "# NBVAL_CHECK_OUTPUT"  # a note to the tests, not to the reader
 CARD = Path("hero_mini/adapters/README.md")
+BESIDE = ("README.md", "environment.yml", "Makefile")  # the front page, and what pages link to
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" fill="#0072b2"/>
 <path d="M4 12V4m8 8V4M4 8h8" stroke="#fff" stroke-width="2.4"/></svg>"""
 CONFIG = {
@@ -72,11 +73,16 @@ def missing() -> list[str]:
 def build(out: Path) -> Path:
     """Write the site into `out`, whole or not at all; returns its front page.
 
-    raises HeroError: the extra is not installed, `out` holds something else, or a link or a picture leads nowhere
+    raises HeroError: the extra is not installed, this is no clone, a page is not whole, `out` holds something else, or
+        a link or a picture leads nowhere
     """
     pages = all_notebooks()
     if lacking := missing():
         raise HeroError(f"the site needs {', '.join(lacking)}: run make site, or pip install -e '.[site]'")
+    if missing_files := [name for name in BESIDE if not Path(name).exists()]:
+        raise HeroError(f"no {', '.join(missing_files)} here; run this in the top folder of a clone of the repository")
+    if out.exists() and not out.is_dir():
+        raise HeroError(f"{out} is a file: choose an empty folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").exists():
         raise HeroError(f"{out} holds something else than a site: choose an empty folder with --out")
     with writing(out.parent):
@@ -92,7 +98,7 @@ def stage(source: Path, pages: list[Path]) -> Path:
     """The folder that Sphinx reads: the README as front page with the contents, the pages, and what they link to."""
     for folder in (FOLDER, Path("figures"), Path("hero_mini")):
         shutil.copytree(folder, source / folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.safetensors"))
-    for file in ("environment.yml", "Makefile"):  # pages link to them
+    for file in BESIDE[1:]:
         shutil.copy(file, source)
     lines = [f"{page.stem[:2]} {title(page)} <{page.with_suffix('').as_posix()}>" for page in pages]
     beside = [page.with_suffix("").as_posix() for page in sorted(FOLDER.glob("*.md"))]
@@ -105,8 +111,7 @@ def stage(source: Path, pages: list[Path]) -> Path:
 
 
 def title(page: Path) -> str:
-    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
-    return "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+    return read_page(page).cells[0].source.splitlines()[0].removeprefix("# ")
 
 
 def contents(caption: str, lines: list[str]) -> str:

@@ -32,7 +32,7 @@ from hero_mini.records import (
     start,
     steps_done,
 )
-from hero_mini.runtime import HeroError, writing
+from hero_mini.runtime import HeroError, check_out, writing
 from hero_mini.studies import STUDIES as STUDIES
 from hero_mini.studies import Job, Step, jobs
 from hero_mini.tables import commit
@@ -65,6 +65,7 @@ def study(
         check_folder(folder, today)
         if changed := made_otherwise(table := data / f"{name}.csv", today):
             raise HeroError(f"{table} is of other runs ({changed}); move this study's tables away or set --data")
+        check_out(table)
         restore(planned, folder, data, today)
         at_first = plan(planned, folder, size)
         print(at_first.to_string(index=False, na_rep="?"), total(at_first), sep="\n", flush=True)

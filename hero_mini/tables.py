@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import subprocess
@@ -10,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hero_mini.runtime import HeroError, atomic_write, read_json
+from hero_mini.runtime import HeroError, atomic_write, check_out, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,23 +39,36 @@ def write_origin(path: Path, **about: object) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """A table whose variant and env, where it has them, are text: empty, and never missing.
 
-    raises HeroError: it is damaged, or has fewer rows than its .json twin says
+    raises HeroError: as `read_csv`
     """
     text = {"variant": str, "env": str}
-    table = read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
-    if len(table) < (rows := origin(path).get("rows", 0)):
-        raise HeroError(f"{path} has {len(table)} of {rows} rows; restore it (git checkout), or delete it")
-    return table
+    return read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
 
 
 def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
-    """`pandas.read_csv`. raises HeroError: there is no such table, or it is damaged"""
+    """`pandas.read_csv` of a table that is there whole.
+
+    raises HeroError: there is no such table, it is damaged, or it has fewer rows than its .json twin says
+    """
     import pandas as pd
 
     try:
-        return pd.read_csv(path, **settings)
+        content = path.read_bytes()
+        table = pd.read_csv(io.BytesIO(content), **settings)
     except (OSError, ValueError) as problem:  # pandas' own kinds are ValueErrors
         raise HeroError(f"{path} is no table ({problem}); restore it, delete it, or name another") from problem
+    rows = origin(path).get("rows", 0)
+    if not content.endswith(b"\n") or len(table) < rows:  # more of them: a kill came between the table and its twin
+        of = f" of {rows}" if rows else ""
+        raise HeroError(f"{path} was cut off, with {len(table)}{of} rows; restore it (git checkout), or delete it")
+    return table
+
+
+def check_table(path: Path) -> None:
+    """Before long work: whether its table can be written to this file. raises HeroError: it cannot"""
+    check_out(path)
+    if path.suffix == ".json":
+        raise HeroError(f"{path} would be overwritten by the table's own description; end its name in .csv")
 
 
 def commit() -> str:
@@ -72,6 +86,10 @@ def commit() -> str:
 
 
 def origin(path: Path) -> dict:
-    """Where a table comes from; {} if nobody wrote it down."""
+    """Where a table comes from; {} if nobody wrote it down. raises HeroError: its .json twin is damaged"""
     twin = path.with_suffix(".json")
-    return read_json(twin) if twin.exists() else {}
+    found = read_json(twin) if twin.exists() else {}
+    kinds = {"rows": int, "settings": dict, "runs": dict, "failed": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]:
+        raise HeroError(f"{twin} is damaged ({', '.join(wrong)}); restore it, for example with git checkout")
+    return found

@@ -28,7 +28,7 @@ from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
-from hero_mini.runtime import HeroError, atomic_save, check_adapter_folder, load_saved, rng, whole_folder
+from hero_mini.runtime import HeroError, atomic_save, check_adapter_folder, check_out, load_saved, rng, whole_folder
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 
@@ -215,17 +215,21 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         something else than an adapter
     """
     config = config or WarmupConfig()
+    out = out.resolve()
     check_adapter_folder(out)
+    checkpoint, remedy = out.with_name(f"{out.name}.checkpoint"), "delete it, and the warm-up starts afresh"
+    check_out(checkpoint)
     student = add_student(policy, rank=config.rank, seed=config.seed)
     if config.start:
         load_student(student, config.start)
     optimizer = AdapterOptimizer(student, lr=config.lr)
-    checkpoint = out.with_suffix(".checkpoint")
     first, steps = 0, config.episodes // config.batch
     if checkpoint.exists():
-        saved = load_saved(checkpoint)
+        saved = load_saved(checkpoint, remedy)
+        if not isinstance(saved, dict) or not {"config", "step", "optimizer"} <= saved.keys():
+            raise HeroError(f"{checkpoint} is no checkpoint of a warm-up; {remedy}")
         if saved["config"] != config:
-            raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; delete it to start afresh")
+            raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; {remedy}")
         first = saved["step"]
         optimizer.load_state(saved["optimizer"])
     bar = tqdm(range(first, steps), desc="warm-up", initial=first, total=steps, disable=not progress)

@@ -46,6 +46,11 @@ def test_numbers_out_of_range_are_refused(capsys, arguments):
     assert "has to be above 0" in capsys.readouterr().err
 
 
+def test_the_shipped_warm_up_is_replaced_by_its_like_alone(capsys):
+    assert main(["warmup", "--envs", "airline"]) == 1
+    assert "name a folder with --out" in capsys.readouterr().err
+
+
 def test_a_missing_file_is_one_sentence(capsys, tmp_path):
     assert main(["reflect", "--reflector", "oracle", "--rollouts", str(tmp_path / "none.jsonl")]) == 1
     assert "cannot be read" in capsys.readouterr().err

@@ -165,10 +165,21 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(HeroError, match="no config.json.*give a folder, a hub id"):
+    with pytest.raises(HeroError, match="no configuration for.*give a folder, a hub id"):
         read_config(tmp_path)
-    with pytest.raises(HeroError, match="none of the layers"):
-        memory(AutoConfig.for_model("gpt2", n_embd=16, n_layer=1, n_head=2))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(HeroError, match="no configuration for"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [("gpt2", "not made of"), ("phi3", "not made of"), ("mixtral", "not made of"), ("t5", "cannot be built")],
+)
+def test_a_model_of_other_layers_is_refused(kind: str, word: str) -> None:
+    """Fused layers and experts would be counted in part, and the numbers called exact."""
+    with pytest.raises(HeroError, match=word):
+        memory(AutoConfig.for_model(kind))
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,7 +290,7 @@ def test_cache_is_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(embedded, "FileLock", forbidden)
-    with pytest.raises(HeroError, match="cannot be written to: .*HERO_MINI_HOME"):
+    with pytest.raises(HeroError, match="cannot be written to .*HERO_MINI_HOME"):
         embedded_model()
 
 

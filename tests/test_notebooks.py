@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hero_mini.notebooks import check_parameters, execute, refresh
+from hero_mini.notebooks import check_parameters, execute, overview, refresh
 from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
@@ -61,6 +61,23 @@ def test_single_pages_are_refreshed_in_place(tmp_path, monkeypatch):
     refresh(["01"])
     one, two = (nbformat.read(tmp_path / f"notebooks/{n}.ipynb", as_version=4) for n in ("00_one", "01_two"))
     assert not one.cells[0].outputs and two.cells[0].outputs[0].data["text/plain"] == "2"
+
+
+def test_a_page_that_stops_or_is_cut_is_one_sentence(tmp_path, monkeypatch):
+    """A refresh leaves the committed page as it was, and beside it the page up to the cell that raised."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    page = page_of(tmp_path / "notebooks/00_one.ipynb", ("1 / 0", []))
+    before = page.read_bytes()
+    with pytest.raises(HeroError, match="up to there is notebooks/.00_one.ipynb"):
+        refresh()
+    assert page.read_bytes() == before and (tmp_path / "notebooks/.00_one.ipynb").exists()
+    with pytest.raises(HeroError, match="the kernel died"):
+        execute(page_of(tmp_path / "dies.ipynb", ("import os; os._exit(1)", [])), tmp_path / "out", {})
+    page.write_bytes(before[:50])
+    for read in (refresh, overview, lambda: execute(page, tmp_path / "out", {})):
+        with pytest.raises(HeroError, match="00_one.ipynb is no whole notebook"):
+            read()
 
 
 def failed(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ from hero_mini.rollout import (
     load_rollouts,
     save_rollouts,
     segments,
+    spells,
 )
 from hero_mini.runtime import HeroError
 
@@ -322,6 +323,30 @@ def test_damaged_line_is_named(tiny: Policy, tmp_path, damage) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HeroError, match=r"rollouts.jsonl, line [23]"):
         load_rollouts(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": 5},
+        {"info": {"oracle": {"verdict": "good"}}},
+        {"info": {"oracle": None}},
+        {"info": [1]},
+        {"role": 1, "observation": 2},
+    ],
+)
+def test_a_turn_that_is_not_whole_is_no_turn(tiny: Policy, tmp_path, change: dict) -> None:
+    (found,) = roll(tiny, TASKS[:1])
+    turns = (dataclasses.replace(found.turns[0], **change), *found.turns[1:])
+    path = save_rollouts(tmp_path / "rollouts.jsonl", [dataclasses.replace(found, turns=turns)])
+    with pytest.raises(HeroError, match="line 1, is not a rollout"):
+        load_rollouts(path)
+
+
+def test_tokens_of_another_model_do_not_spell_the_action(tiny: Policy) -> None:
+    turn = roll(tiny, TASKS[:1])[0].turns[0]
+    assert spells(tiny, turn) and not spells(tiny, dataclasses.replace(turn, token_ids=turn.token_ids[1:]))
+    assert not spells(tiny, dataclasses.replace(turn, token_ids=(10**9,)))
 
 
 def test_missing_file_is_named(tmp_path) -> None:

@@ -279,7 +279,7 @@ def test_a_table_that_lacks_rows_is_no_finished_run(processes: Processes, tmp_pa
     file.unlink() if lost == "table" else curves[curves["arm"] != "hero"].to_csv(file, index=False)
     processes.started.clear()
     if lost == "rows":
-        with pytest.raises(HeroError, match="hero_retail_curves.csv has 3 of 6 rows; restore it"):
+        with pytest.raises(HeroError, match="hero_retail_curves.csv was cut off, with 3 of 6 rows; restore it"):
             study("hero_retail", "smoke", runs=runs, data=data)
         assert not processes.started
         file.unlink()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from hero_mini import tables
+from hero_mini.runtime import HeroError
 
 
 @pytest.fixture
@@ -49,3 +50,26 @@ def test_a_table_has_its_origin_beside_it(tmp_path: Path) -> None:
     found = tables.origin(tmp_path / "t.csv")
     assert {"commit", "date", "python", "torch", "command"} <= set(found)
     assert tables.origin(tmp_path / "none.csv") == {}
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-2], lambda b: b[: b.index(b"2,y")], lambda b: b"run\n"])
+def test_half_a_table_is_not_read(tmp_path: Path, damage) -> None:
+    path = tmp_path / "t.csv"
+    tables.write_table(path, pd.DataFrame({"a": [1, 2, 34], "b": ["x", "y", "z"]}))
+    assert len(tables.read_table(path)) == 3
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(HeroError, match="t.csv was cut off, with [0-3] of 3 rows"):
+        tables.read_table(path)
+
+
+def test_every_committed_table_says_how_long_it_is() -> None:
+    made = [path for path in Path(__file__).parents[1].glob("figures/data/**/*.csv") if path.name != "claims.csv"]
+    assert made and all(len(tables.read_table(path)) == tables.origin(path)["rows"] for path in made)
+
+
+def test_a_table_does_not_lie_under_its_own_description(tmp_path: Path) -> None:
+    with pytest.raises(HeroError, match="end its name in .csv"):
+        tables.check_table(tmp_path / "t.json")
+    (tmp_path / "t.json").write_text('{"rows": "many"}')
+    with pytest.raises(HeroError, match="t.json is damaged .rows."):
+        tables.origin(tmp_path / "t.csv")

@@ -384,6 +384,9 @@ def test_a_warm_up_takes_the_place_of_nothing_else(tiny: Policy, tmp_path: Path)
     with pytest.raises(HeroError, match="holds something else than an adapter"):
         warm_up(tiny, tmp_path, WarmupConfig(episodes=2))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    torch.save([1], tmp_path / "v1.2.checkpoint")
+    with pytest.raises(HeroError, match=r"v1.2.checkpoint is no checkpoint of a warm-up; delete it"):
+        warm_up(tiny, tmp_path / "v1.2", TINY, progress=False)
 
 
 def test_a_warm_up_goes_on_from_an_adapter(tiny: Policy, tmp_path: Path) -> None:

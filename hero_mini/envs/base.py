@@ -141,7 +141,8 @@ class Generated:
         task = (options or {}).get("task")
         if task is None:
             return self.make_task("train", seed or 0, 0)
-        return self.task_named(task) if isinstance(task, str) else task
+        mine = isinstance(task, Task) and task.id.startswith(f"{self.name}/")
+        return task if mine else self.task_named(task.id if isinstance(task, Task) else str(task))
 
 
 _BRACKETS = re.compile(rf"({'|'.join(BRACKETED)})\[(.+)\]", re.DOTALL)
