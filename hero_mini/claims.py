@@ -49,12 +49,12 @@ class Claim:
     size: float | None = None  # of the difference in the paper, if known; for "0 or -" the rise that counts as none
 
 
-def _agents(rows: pd.DataFrame, arm: str, **values: str) -> pd.DataFrame:
-    """The rows of an arm with its default settings, or with these values in some columns. raises Missing"""
-    for column, value in {"arm": arm, "variant": "", **values}.items():
+def _agents(rows: pd.DataFrame, agent: str, **values: str) -> pd.DataFrame:
+    """The rows of an agent (see `paper.agent`) with these values in some columns. raises Missing"""
+    for column, value in {"agent": agent, **values}.items():
         rows = rows[rows[column] == value]
     if rows.empty:
-        raise Missing(arm)
+        raise Missing(agent)
     return rows
 
 
@@ -68,26 +68,23 @@ def _base_success(env: str) -> Callable[[], Estimate]:
 
 
 def _gain(
-    arm: str,
+    agent: str,
     column: str,
     against: str = "base",
     *,
-    variant: str = "",
     trained_on: str = "retail",
     env: str = "retail",
     study: str | None = None,
 ) -> Callable[[], Estimate]:
-    """How much larger a number is than that of another arm, which has its default settings; GRPO's are groups of four.
+    """How much larger a number is than that of another agent.
 
     study: where to look, by default in all studies that can be compared
     """
 
     def estimate() -> Estimate:
         rows = paper.read(_made(f"{study}.csv")).assign(table=study) if study else paper.read_all(DATA)
-        grouped = rows["variant"].str.fullmatch(r"group=4 tasks=\d+") & (rows["arm"] == "grpo")
-        rows = rows.assign(variant=rows["variant"].where(~grouped, ""))
         where = {} if against == "base" else {"trained_on": trained_on}
-        trained = _agents(rows, arm, variant=variant, trained_on=trained_on, env=env)
+        trained = _agents(rows, agent, trained_on=trained_on, env=env)
         return _difference(trained, _agents(rows, against, env=env, **where), column)
 
     return estimate
@@ -183,16 +180,16 @@ CLAIMS = [
           "reflection only 33.9, this 30.4 %", "+", _gain("hero", "success", "env_feedback"), _ARMS,
           size=0.035),
     Claim("hero_beats_grpo_tight_budget_retail", "HERO reaches more success than GRPO from as many turns of episodes",
-          "34.7 against 33.3 %", "+", _gain("hero", "success", "grpo"), _ARMS, size=0.014),
+          "34.7 against 33.3 %", "+", _gain("hero", "success", "grpo, G=4"), _ARMS, size=0.014),
     Claim("hero_fewer_turns_than_grpo_retail", "HERO needs fewer turns than GRPO", "13.4 -> 9.6", "-",
-          _gain("hero", "turns", "grpo"), _ARMS),
+          _gain("hero", "turns", "grpo, G=4"), _ARMS),
     Claim("reflection_plus_observation_beats_either", "Diagnosis and observation together beat the diagnosis alone and "
           "the observation alone (the weaker of both differences)", "higher", "+", _both_parts, _ABLATIONS),
     Claim("learns_at_g1", "HERO learns from a single rollout per task, where GRPO cannot (gain over the base agent)",
           "higher", "+", _gain("hero", "success"), "python -m hero_mini study groups_retail"),
     Claim("learns_from_failures_only", "HERO trained on failed rollouts alone still raises success over the base agent",
           "failed trajectories still give a signal", "+",
-          _gain("hero", "success", variant="outcomes=failure"), _ABLATIONS),
+          _gain("hero, outcomes=failure", "success"), _ABLATIONS),
     Claim("no_forgetting", "HERO does not raise the log perplexity of plain text (nats per token)", "no degradation",
           "0 or -", _no_forgetting, _ARMS, size=0.05),
     Claim("base_success_airline", "The warmed-up agent solves some held-out airline tasks", "not given", "0.15..0.45",

@@ -65,8 +65,17 @@ def read(path: Path) -> pd.DataFrame:
     """A study's table with its variants as text (empty: the defaults) and the column agent."""
     rows = read_table(path)
     rows = rows if "variant" in rows else rows.assign(variant="")
-    short = rows["variant"].str.replace(r"group=(\d+) tasks=\d+", r"G=\1", regex=True)
-    return rows.assign(agent=(rows["arm"] + ", " + short).str.removesuffix(", "))
+    return rows.assign(agent=[agent(*pair) for pair in zip(rows["arm"], rows["variant"], strict=True)])
+
+
+def agent(arm: str, variant: str) -> str:
+    """An arm with what differs from its defaults; of groups, the number of rollouts per task.
+
+    >>> agent("hero", ""), agent("hero", "teacher=ema"), agent("grpo", "group=4 tasks=4")
+    ('hero', 'hero, teacher=ema', 'grpo, G=4')
+    """
+    settings = re.sub(r"group=(\d+) tasks=\d+", r"G=\1", variant)
+    return f"{arm}, {settings}" if settings else arm
 
 
 def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
@@ -118,8 +127,7 @@ def in_world(rows: pd.DataFrame, world: str, trained_on: str | None = None) -> p
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main comparison's agents: every arm with the settings that it has in the study `retail`."""
-    agents = {(job.arm, job.variant) for job in jobs("retail", "full")}
-    return rows[[pair in agents for pair in zip(rows["arm"], rows["variant"], strict=True)]]
+    return rows[rows["agent"].isin({agent(job.arm, job.variant) for job in jobs("retail", "full")})]
 
 
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:
