@@ -203,7 +203,11 @@ def eval(options: argparse.Namespace) -> None:
 
     kept()
     rows = evaluate(_policy(options, options.env), options.env, k=options.k, **sample, **limits).assign(arm=label)
-    others = kept()  # as they are by now: another evaluation may have ended
+    try:
+        others = kept()  # as they are by now: another evaluation may have ended
+    except HeroError as problem:
+        write_table(spare := options.out.with_name(f"{options.out.stem}-new.csv"), rows, command=options.line)
+        raise HeroError(f"{problem}; the rows of this evaluation are in {spare}") from problem
     same = (others["arm"] == label) & (others["seed"] == options.seed)
     same &= others["task"].str.startswith(f"{options.env}/{options.split}/")
     table = pd.concat([others[~same], rows]) if len(others[~same]) else rows

@@ -27,7 +27,7 @@ from hero_mini.train import reflect_on
 def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     """What a run was asked to do, the model it began with, and the adapters of its whole updates, in order.
 
-    raises HeroError: there are none, or files of the run are damaged
+    raises HeroError: there is no such folder, it holds no agents, or files of the run are damaged
     """
     if not run.is_dir():
         raise HeroError(f"there is no folder {run}; name that of a training run")

@@ -58,7 +58,9 @@ class TextWorld(gymnasium.Env[str, str]):
         if unknown := options.keys() - {"task"}:
             raise HeroError(f"unknown option {min(unknown)!r}{nearest(min(unknown), ['task'])}; the only one is 'task'")
         place = int(self.np_random.integers(N_TASKS)) if seed is None else seed
-        task = options.get("task") or f"{self.world.name}/{self.split}/{place}"
+        task = options.get("task")
+        if task is None:
+            task = f"{self.world.name}/{self.split}/{place}"
         observation, info = self.world.reset(options={"task": task})
         return _fitting(observation), info | self._facts() | {"system_prompt": self.world.system_prompt}
 

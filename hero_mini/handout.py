@@ -47,10 +47,10 @@ def write_handouts(out: Path) -> list[Path]:
             copies[out / notebook.name] = nbformat.writes(handout(read_page(notebook))).encode() + b"\n"
         except ValueError as problem:
             raise HeroError(f"{notebook}: {problem}") from problem
-    for file, text in copies.items():
-        if file.exists() and not (file.is_file() and file.read_bytes() == text):
+    for file, content in copies.items():
+        if file.exists() and not (file.is_file() and file.read_bytes() == content):
             raise HeroError(
                 f"{file} is there already and is no fresh copy, so it may hold somebody's work: "
                 "move it away, or choose another folder with --out"
             )
-    return [atomic_write(file, text) for file, text in copies.items()]
+    return [atomic_write(file, content) for file, content in copies.items()]

@@ -74,9 +74,9 @@ class LiveTraining:
                 self.draw()
         done = self.draw()
         self.train.disabled, self.stop.disabled = done == self.config.updates, True
-        if (status := self.process.returncode) not in (0, 130):  # 130: interrupted
+        if (status := self.process.returncode) not in (0, 130, -signal.SIGINT):  # 130: interrupted
             said = complaint.strip().splitlines()[-1:] or ["without a word"]
-            why = f"signal {-status}, often for want of memory" if status < 0 else said[0]
+            why = "killed, often for want of memory" if status == -signal.SIGKILL else said[0]
             self.state.value = f"<b>It stopped:</b> {escape(why)}"
         elif done:
             self.compare()

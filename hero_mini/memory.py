@@ -110,8 +110,11 @@ def memory(
         raise HeroError(f"a {config.model_type} model cannot be built ({first_line(problem)}): take Qwen3") from problem
     weights = sum(p.numel() for p in model.parameters())
     adapted = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.split(".")[-1] in TARGETS]
-    if len(adapted) != len(TARGETS) * getattr(config, "num_hidden_layers", -1):  # fused ones and experts: other names
-        raise HeroError(f"a {config.model_type} model is not made of the layers that our adapters train: take a Qwen3")
+    known = {m.weight for m in [*adapted, model.get_input_embeddings(), model.get_output_embeddings()]}
+    if not adapted or any(p.dim() > 1 and p not in known for p in model.parameters()):  # fused layers, experts
+        raise HeroError(
+            f"a {config.model_type} model is not made of the layers that our adapters train: take a dense one, as Qwen3"
+        )
     trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * SIZE * 1000
     return Memory(

@@ -152,11 +152,12 @@ def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, sp
     name = Path(policy.name).name
     world = f"{env}-{envs.edition(env)}" if env in envs.MINI else env
     file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{world}-{split}-{n}-{seed}.jsonl"
+    tasks = envs.make(env).tasks(split, n)  # a real benchmark may have fewer
     if not file.exists():
-        save_rollouts(file, collect(policy, env, envs.make(env).tasks(split, n), seed=seed))
+        save_rollouts(file, collect(policy, env, tasks, seed=seed))
     found = load_rollouts(file)
-    if len(found) != n:
-        raise HeroError(f"{file} holds {len(found)} of {n} rollouts; delete it, and they are sampled again")
+    if len(found) != len(tasks):
+        raise HeroError(f"{file} holds {len(found)} of {len(tasks)} rollouts; delete it, and they are sampled again")
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -69,7 +70,7 @@ def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
 def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> None:
     """papermill, but a cell tagged `raises-exception` may raise (papermill runs on behind it and then complains).
 
-    raises HeroError: another cell raised, and `target` holds the page; or the kernel died
+    raises HeroError: another cell raised, or the kernel died; `target` holds the page up to there
     """
     try:
         papermill.execute_notebook(str(notebook), str(target), parameters, progress_bar=False, kernel_name="python3")
@@ -86,7 +87,8 @@ def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> Non
         atomic_write(target, nbformat.writes(page) + "\n")
     except DeadKernelError:
         raise HeroError(
-            f"{notebook.name}: the kernel died, often for want of memory: close other programs, or use --preset smoke"
+            f"{notebook.name}: the kernel died, often for want of memory: close other programs, or choose a smaller "
+            f"preset; the page up to there is {target}"
         ) from None
 
 
@@ -130,13 +132,15 @@ def refresh(pages: Sequence[str] = ()) -> None:
             names = [notebook.stem for notebook in notebooks]
             raise HeroError(f"no page begins with {page!r}{nearest(page, names)}; there are: {', '.join(names)}")
     chosen = [notebook for notebook in notebooks if notebook.name.startswith(tuple(pages) or "")]
-    for notebook in tqdm(chosen, desc="refresh"):
+    for notebook in chosen:
         read_page(notebook)
+    if find_spec("nbstripout") is None:
+        raise HeroError("a refresh needs nbstripout: pip install -e '.[test]'")
+    for notebook in tqdm(chosen, desc="refresh"):
         work = notebook.with_name(f".{notebook.name}")
         run_page(notebook, work, {})  # without parameters papermill adds no cell; where a page stops, it is left
         strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(work)]
-        if subprocess.run([sys.executable, "-m", *strip], check=False).returncode:
-            raise HeroError(f"nbstripout failed, so {notebook} is as it was; install it: pip install -e '.[test]'")
+        subprocess.run([sys.executable, "-m", *strip], check=True)
         here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
         atomic_write(notebook, work.read_text(encoding="utf-8").replace(here, ""))
         work.unlink()

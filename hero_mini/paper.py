@@ -14,9 +14,9 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from hero_mini.config import ARMS
+from hero_mini.config import ARMS, TrainConfig
 from hero_mini.evaluate import by_task, interval
-from hero_mini.studies import STUDIES, jobs
+from hero_mini.studies import OWN_LR, STUDIES, jobs
 from hero_mini.tables import origin, read_table
 
 NAN = float("nan")
@@ -69,13 +69,19 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def agent(arm: str, variant: str) -> str:
-    """An arm with what differs from its defaults; of groups, the number of rollouts per task.
+    """An arm with what differs from its defaults and from its own learning rate; of groups, the rollouts per task.
 
-    >>> agent("hero", ""), agent("hero", "teacher=ema"), agent("grpo", "group=4 tasks=4")
+    >>> agent("hero", ""), agent("hero", "teacher=ema"), agent("grpo", f"group=4 tasks=4 lr={OWN_LR['grpo']}")
     ('hero', 'hero, teacher=ema', 'grpo, G=4')
+    >>> agent("grpo", "group=4 tasks=4")
+    'grpo, G=4 lr=0.0005'
     """
-    settings = re.sub(r"group=(\d+) tasks=\d+", r"G=\1", variant)
-    return f"{arm}, {settings}" if settings else arm
+    settings = re.sub(r"group=(\d+) tasks=\d+", r"G=\1", variant).split()
+    if arm in OWN_LR:
+        named = [setting for setting in settings if setting.startswith("lr=")] or [f"lr={TrainConfig.lr}"]
+        others = [setting for setting in settings if setting not in named]
+        settings = others + [lr for lr in named if lr != f"lr={OWN_LR[arm]}"]
+    return ", ".join(filter(None, [arm, " ".join(settings)]))
 
 
 def read_all(data: Path, suffix: str = "") -> pd.DataFrame:

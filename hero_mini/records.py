@@ -79,11 +79,14 @@ def made_otherwise(table: Path, today: dict[str, object]) -> str:
 def steps_done(own: Path) -> dict[str, Record]:
     """The commands that a run's folder has behind it, by `Step.key`."""
     path = own / "steps.json"
-    remedy = f"delete {own}, and its run is made again"
-    found = read_json(path, remedy) if path.exists() else {}
+    found = read_json(path, _again(own)) if path.exists() else {}
     if not all(isinstance(r, dict) and isinstance(r.get("minutes"), int | float) for r in found.values()):
-        raise HeroError(f"{path} is damaged (no minutes); {remedy}")
+        raise HeroError(f"{path} is damaged (no minutes); {_again(own)}")
     return found
+
+
+def _again(own: Path) -> str:
+    return f"delete {own}, and its run is made again"
 
 
 def note_steps(own: Path, done: dict[str, Record]) -> None:
@@ -143,10 +146,7 @@ def gather(
             continue
         finished[job.name] = {step.key: done[step.key] for step in steps}
         for step in steps:
-            try:
-                table = read_table(step.file).drop(columns=COLUMNS, errors="ignore")
-            except HeroError as problem:
-                raise HeroError(f"{problem}; or delete {own}, and its run is made again") from problem
+            table = read_table(step.file, _again(own)).drop(columns=COLUMNS, errors="ignore")
             told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
             label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
             found[step.suffix].append(label.join(table))

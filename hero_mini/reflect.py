@@ -221,7 +221,7 @@ def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) ->
             "turn": t,
             "truth": turn.info["oracle"]["verdict"],
             "said": d.verdict if d else None,
-            "better_truth": turn.info["oracle"]["better"],
+            "better_truth": turn.info["oracle"].get("better"),
             "better_said": d.better if d else None,
             "confidence": d.confidence if d else None,
         }

@@ -68,15 +68,15 @@ class Rollout:
 
     @classmethod
     def from_json(cls, line: str) -> Rollout:
-        """raises ValueError, TypeError or KeyError: the line is not a rollout"""
+        """raises ValueError, TypeError, LookupError, AttributeError or RecursionError: the line is not a rollout"""
         fields = json.loads(line)
         turns = []
         for turn in fields.pop("turns"):
             ids, logprobs = tuple(turn.pop("token_ids")), tuple(turn.pop("logprobs"))
             turns.append(Turn(**turn, token_ids=ids, logprobs=logprobs))
-            judged = turn["info"].get("oracle", {"verdict": VERDICTS[0], "cause": None, "better": None})
-            whole = isinstance(turn["action"], str) and isinstance(turn["observation"], str)
-            if not whole or judged["verdict"] not in VERDICTS or not {"cause", "better"} <= judged.keys():
+            texts = ("role", "observation", "action", "next_role", "next_observation")
+            judged = turn["info"].get("oracle", {"verdict": VERDICTS[0]})  # others' environments may have no oracle
+            if not all(isinstance(turn[name], str) for name in texts) or judged["verdict"] not in VERDICTS:
                 raise ValueError("a turn is not whole")
         if not turns:
             raise ValueError("an episode has a turn at least")

@@ -122,8 +122,8 @@ def writing(folder: str | Path, remedy: str = "free some space there, or choose 
         if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
             where = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
             raise HeroError(f"{where} is in the way ({os.strerror(code)}): choose another name.") from error
-        if isinstance(error, OSError) and code:
-            raise HeroError(f"The folder {folder} cannot be written to ({os.strerror(code)}): {remedy}.") from error
+        if isinstance(error, OSError) and code and not isinstance(error, ConnectionError):
+            raise HeroError(f"The folder {folder} cannot be written to ({error}): {remedy}.") from error
         raise
 
 

@@ -16,6 +16,8 @@ from hero_mini.runtime import HeroError, atomic_write, check_out, read_json
 if TYPE_CHECKING:
     import pandas as pd
 
+RESTORE = "restore it (git checkout), delete it, or name another"
+
 
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
     """Write `table` to `path`, and then its .json twin, which says how many rows there have to be."""
@@ -36,19 +38,20 @@ def write_origin(path: Path, **about: object) -> None:
     atomic_write(path.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, remedy: str = RESTORE) -> pd.DataFrame:
     """A table whose variant and env, where it has them, are text: empty, and never missing.
 
     raises HeroError: as `read_csv`
     """
     text = {"variant": str, "env": str}
-    return read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    return read_csv(path, remedy, dtype=text).fillna(dict.fromkeys(text, ""))
 
 
-def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
+def read_csv(path: Path, remedy: str = RESTORE, **settings: Any) -> pd.DataFrame:
     """`pandas.read_csv` of a table that is there whole.
 
-    raises HeroError: there is no such table, it is damaged, or it has fewer rows than its .json twin says
+    raises HeroError: there is no such table, it is damaged, it has fewer rows than its .json twin says, or its last
+        line has no end
     """
     import pandas as pd
 
@@ -56,11 +59,11 @@ def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
         content = path.read_bytes()
         table = pd.read_csv(io.BytesIO(content), **settings)
     except (OSError, ValueError) as problem:  # pandas' own kinds are ValueErrors
-        raise HeroError(f"{path} is no table ({problem}); restore it, delete it, or name another") from problem
-    rows = origin(path).get("rows", 0)
-    if not content.endswith(b"\n") or len(table) < rows:  # more of them: a kill came between the table and its twin
-        of = f" of {rows}" if rows else ""
-        raise HeroError(f"{path} was cut off, with {len(table)}{of} rows; restore it (git checkout), or delete it")
+        raise HeroError(f"{path} is no table ({problem}); {remedy}") from problem
+    if len(table) < (rows := origin(path).get("rows", 0)):  # more of them: a kill came between the table and its twin
+        raise HeroError(f"{path} was cut off, with {len(table)} of {rows} rows; {remedy}")
+    if not content.endswith(b"\n"):
+        raise HeroError(f"{path} was cut off: there is no line break at its end; {remedy}")
     return table
 
 

@@ -88,7 +88,7 @@ def wrong_call(rollout: Rollout) -> int | None:
     """The first turn with a tool call that was wrong and for which a better action is known."""
     for t, turn in enumerate(rollout.turns):
         is_call = envs.parse_action(turn.action).name != "respond"
-        if is_call and turn.info["oracle"]["verdict"] != "necessary" and turn.info["oracle"]["better"]:
+        if is_call and turn.info["oracle"]["verdict"] != "necessary" and turn.info["oracle"].get("better"):
             return t
     return None
 

@@ -211,8 +211,8 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     """Teach the three skills to an adapter of `policy` and write it to the folder `out`, in bf16.
 
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
-    raises HeroError: the checkpoint has other settings, the adapter of `config.start` does not fit, or `out` holds
-        something else than an adapter
+    raises HeroError: the checkpoint is damaged or has other settings, the adapter of `config.start` does not fit, or
+        `out` holds something else than an adapter
     """
     config = config or WarmupConfig()
     out = out.resolve()

@@ -66,7 +66,7 @@ def through_csv(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def rows(tmp_path) -> pd.DataFrame:
-    agents = [("base", ""), ("hero", ""), ("hero", "teacher=ema"), ("grpo", "group=4 tasks=6")]
+    agents = [("base", ""), ("hero", ""), ("hero", "teacher=ema"), ("grpo", "group=4 tasks=6 lr=0.001")]
     return through_csv(pd.concat([outcomes(*agent) for agent in agents]), tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_runs_of_unequal_length_are_compared_seed_by_seed():
 
 
 def test_groups_are_read_from_the_variant(tmp_path):
-    agents = [("base", ""), ("hero", ""), ("grpo", "group=8 tasks=3"), ("grpo", "group=2 tasks=12")]
+    agents = [("base", ""), ("hero", ""), ("grpo", "group=8 tasks=3 lr=0.001"), ("grpo", "group=2 tasks=12 lr=0.001")]
     rows = through_csv(pd.concat([outcomes(*a) for a in (*agents, ("hero", "teacher=ema"))]), tmp_path)
     table = paper.groups(rows)
     assert table[["arm", "G"]].to_numpy().tolist() == [["hero", 1], ["grpo", 2], ["grpo", 8]]
@@ -233,7 +233,9 @@ def test_figures_draw_what_is_there(rows, tmp_path):
     pairs = [("hero", "base"), ("grpo, G=4", "base"), ("hero", "grpo, G=4")]
     table = paper.visible(paper.effects(rows, pairs))
     one_seed = paper.effects(rows[rows["seed"] == 0], pairs[:1], ("turns",))
-    curves = paper.spent(through_csv(pd.concat([curve("hero"), curve("grpo", "group=4 tasks=6", seeds=1)]), tmp_path))
+    curves = paper.spent(
+        through_csv(pd.concat([curve("hero"), curve("grpo", "group=4 tasks=6 lr=0.001", seeds=1)]), tmp_path)
+    )
     alone = curves[curves["agent"] == "hero"]
     levels, shares = paper.groups(rows), paper.contrast(curves)
     shown = {"success": "success", "turns": "turns"}

@@ -174,7 +174,13 @@ def test_no_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "word"),
-    [("gpt2", "not made of"), ("phi3", "not made of"), ("mixtral", "not made of"), ("t5", "cannot be built")],
+    [
+        ("gpt2", "not made of"),
+        ("phi3", "not made of"),
+        ("mixtral", "not made of"),
+        ("qwen2_moe", "not made of"),
+        ("t5", "cannot be built"),
+    ],
 )
 def test_a_model_of_other_layers_is_refused(kind: str, word: str) -> None:
     """Fused layers and experts would be counted in part, and the numbers called exact."""

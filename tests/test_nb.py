@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from hero_mini import envs, figures, nb, viewer
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection, oracle, turn_rows
-from hero_mini.rollout import Rollout, Turn
+from hero_mini.rollout import Rollout, Turn, save_rollouts
 from hero_mini.runtime import HeroError
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
@@ -142,12 +142,17 @@ def test_source_and_say(shown: Shown) -> None:
     assert shown[1][0]["text/plain"] == "**0.5** nats"
 
 
-def test_rollouts_are_sampled_once_per_weights(tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(nb, "collect", lambda *_, **__: calls.append(1) or [])
+def test_rollouts_are_sampled_once_per_weights(
+    tiny: Policy, scripted: list[Rollout], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, two = [], scripted[:2]
+    monkeypatch.setattr(nb, "collect", lambda *_, **__: calls.append(1) or two)
     for _ in range(2):
-        assert nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path) == []
+        assert nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path) == two
     assert len(calls) == 1
+    save_rollouts(next(tmp_path.iterdir()), two[:1])
+    with pytest.raises(HeroError, match="holds 1 of 2 rollouts; delete it"):
+        nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path)
     with torch.no_grad():
         next(tiny.model.parameters()).add_(1)
     nb.rollouts(tiny, 2, env="retail", seed=0, out=tmp_path)

@@ -332,7 +332,7 @@ def test_damaged_line_is_named(tiny: Policy, tmp_path, damage) -> None:
         {"info": {"oracle": {"verdict": "good"}}},
         {"info": {"oracle": None}},
         {"info": [1]},
-        {"role": 1, "observation": 2},
+        {"role": 1}, {"next_observation": None},
     ],
 )
 def test_a_turn_that_is_not_whole_is_no_turn(tiny: Policy, tmp_path, change: dict) -> None:

@@ -58,7 +58,7 @@ def test_half_a_table_is_not_read(tmp_path: Path, damage) -> None:
     tables.write_table(path, pd.DataFrame({"a": [1, 2, 34], "b": ["x", "y", "z"]}))
     assert len(tables.read_table(path)) == 3
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(HeroError, match="t.csv was cut off, with [0-3] of 3 rows"):
+    with pytest.raises(HeroError, match="t.csv was cut off"):
         tables.read_table(path)
 
 

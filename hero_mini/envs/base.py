@@ -141,8 +141,9 @@ class Generated:
         task = (options or {}).get("task")
         if task is None:
             return self.make_task("train", seed or 0, 0)
-        mine = isinstance(task, Task) and task.id.startswith(f"{self.name}/")
-        return task if mine else self.task_named(task.id if isinstance(task, Task) else str(task))
+        if isinstance(task, Task) and task.id.startswith(f"{self.name}/"):
+            return task
+        return self.task_named(str(getattr(task, "id", task)))  # which refuses a task of another world
 
 
 _BRACKETS = re.compile(rf"({'|'.join(BRACKETED)})\[(.+)\]", re.DOTALL)
