@@ -99,6 +99,12 @@ def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns
     return pd.DataFrame(found)
 
 
+def own_rates(rows: pd.DataFrame) -> str:
+    """HERO against every other agent of the main comparison, each at its own learning rate, in words."""
+    pairs = [("hero", agent) for agent in paper.headline(rows)["agent"].unique() if agent != "hero"]
+    return "\n".join(f"- {line}" for line in paper.sentences(paper.effects(rows, pairs)))
+
+
 def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     """Success of named groups of a study's rows: the columns of `figures.success_bars`."""
     found = []
@@ -161,11 +167,13 @@ def report() -> None:
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
+        ("own rates", "grid_retail.csv", own_rates),
         ("no_demos", "no_demos.csv", agents_table),
         ("updates", "updates_retail.csv", agents_table),
     ):
         if (DATA / source).exists():
-            text = render(text, name, markdown(make(paper.read(DATA / source))))
+            made = make(paper.read(DATA / source))
+            text = render(text, name, made if isinstance(made, str) else markdown(made))
     for name, make in {"retail": agents_table, "turns": turns_table}.items():
         if len(rows := _retail()):
             text = render(text, name, markdown(make(rows)))
