@@ -17,9 +17,11 @@ from scipy import stats
 from hero_mini import claims, evaluate, figures, figures_paper, nb, paper, study
 from hero_mini.config import SIZES
 from hero_mini.runtime import HeroError
+from hero_mini.studies import OWN_LR
 
 PAGE = Path(__file__).parent.parent / "notebooks" / "08_paper_figures.ipynb"
 GAIN = {"base": 0.0, "hero": 0.25, "full_demo": -0.2}
+OWN = f"lr={OWN_LR['grpo']}"  # how a table names what the figures leave out
 
 
 def outcomes(
@@ -66,7 +68,7 @@ def through_csv(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def rows(tmp_path) -> pd.DataFrame:
-    agents = [("base", ""), ("hero", ""), ("hero", "teacher=ema"), ("grpo", "group=4 tasks=6 lr=0.001")]
+    agents = [("base", ""), ("hero", ""), ("hero", "teacher=ema"), ("grpo", f"group=4 tasks=6 {OWN}")]
     return through_csv(pd.concat([outcomes(*agent) for agent in agents]), tmp_path)
 
 
@@ -166,7 +168,7 @@ def test_runs_of_unequal_length_are_compared_seed_by_seed():
 
 
 def test_groups_are_read_from_the_variant(tmp_path):
-    agents = [("base", ""), ("hero", ""), ("grpo", "group=8 tasks=3 lr=0.001"), ("grpo", "group=2 tasks=12 lr=0.001")]
+    agents = [("base", ""), ("hero", ""), ("grpo", f"group=8 tasks=3 {OWN}"), ("grpo", f"group=2 tasks=12 {OWN}")]
     rows = through_csv(pd.concat([outcomes(*a) for a in (*agents, ("hero", "teacher=ema"))]), tmp_path)
     table = paper.groups(rows)
     assert table[["arm", "G"]].to_numpy().tolist() == [["hero", 1], ["grpo", 2], ["grpo", 8]]
@@ -234,7 +236,7 @@ def test_figures_draw_what_is_there(rows, tmp_path):
     table = paper.visible(paper.effects(rows, pairs))
     one_seed = paper.effects(rows[rows["seed"] == 0], pairs[:1], ("turns",))
     curves = paper.spent(
-        through_csv(pd.concat([curve("hero"), curve("grpo", "group=4 tasks=6 lr=0.001", seeds=1)]), tmp_path)
+        through_csv(pd.concat([curve("hero"), curve("grpo", f"group=4 tasks=6 {OWN}", seeds=1)]), tmp_path)
     )
     alone = curves[curves["agent"] == "hero"]
     levels, shares = paper.groups(rows), paper.contrast(curves)

@@ -7,6 +7,7 @@ import pytest
 
 from hero_mini import claims as claimed
 from hero_mini import report
+from hero_mini.studies import OWN_LR
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_transfer_is_read_where_it_was_not_trained(data):
 
 
 def test_groups_are_how_grpo_is_meant(data):
-    grpo = agents(0.1).query("arm == 'hero'").assign(arm="grpo", variant="group=4 tasks=6 lr=0.001")
+    grpo = agents(0.1).query("arm == 'hero'").assign(arm="grpo", variant=f"group=4 tasks=6 lr={OWN_LR['grpo']}")
     pairs = agents(0.3).query("arm == 'hero'").assign(arm="grpo", variant="group=2 tasks=12")
     pd.concat([agents(0.4), grpo, pairs]).to_csv(data / "retail.csv", index=False)
     claims = claimed.claims_table().set_index("claim_id")["ours"]
