@@ -113,10 +113,11 @@ def traps(options: argparse.Namespace) -> None:
     check_out(options.out / "leakage.csv")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
-    told = traps.told_something(policy, rollouts, self_reflector(policy, progress=True)(rollouts))
+    reflections = self_reflector(policy, progress=True)(rollouts)
+    told = traps.told_something(policy, rollouts, reflections)
     rows = traps.token_rows(policy, rollouts, told)
     tables = {"leakage": traps.leakage(rows), "anchoring": traps.anchoring(rows, "hero", "hero, quoted")}
-    for name, table in (tables | {"credit": traps.credit(policy, rollouts, rows)}).items():
+    for name, table in (tables | {"credit": traps.credit(policy, rollouts, rows, reflections)}).items():
         write_table(options.out / f"{name}.csv", table.round(4), command=options.line)
     for table in tables.values():
         print(table.round(3).to_string(index=False))

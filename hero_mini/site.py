@@ -125,9 +125,7 @@ def sphinx(source: Path, out: Path) -> Path:
 
     complaints = io.StringIO()
     with docutils_namespace():
-        app = Sphinx(
-            source, None, out, source.with_name("doctrees"), "html", CONFIG, status=None, warning=complaints
-        )
+        app = Sphinx(source, None, out, source.with_name("doctrees"), "html", CONFIG, status=None, warning=complaints)
         app.build()
     colours = re.compile(r"\x1b\[[\d;]*m")
     if found := colours.sub("", complaints.getvalue()).replace(f"{source}/", "").strip():

@@ -84,26 +84,40 @@ def told_something(
     return told
 
 
+def is_wrong_call(turn: Turn) -> bool:
+    """Whether a tool was called, wrongly, and a better action is known."""
+    judged, called = turn.info["oracle"], envs.parse_action(turn.action).name != "respond"
+    return called and judged["verdict"] != "necessary" and bool(judged.get("better"))
+
+
 def wrong_call(rollout: Rollout) -> int | None:
-    """The first turn with a tool call that was wrong and for which a better action is known."""
-    for t, turn in enumerate(rollout.turns):
-        is_call = envs.parse_action(turn.action).name != "respond"
-        if is_call and turn.info["oracle"]["verdict"] != "necessary" and turn.info["oracle"].get("better"):
-            return t
-    return None
+    """The first turn with a wrong call, if there is one."""
+    return next((t for t, turn in enumerate(rollout.turns) if is_wrong_call(turn)), None)
 
 
-def credit(policy: Policy, rollouts: Sequence[Rollout], rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `token_rows`, those of the first wrong call about which every context has something to say; none without one.
+def credit(
+    policy: Policy, rollouts: Sequence[Rollout], rows: pd.DataFrame, reflections: Sequence[Reflection]
+) -> pd.DataFrame:
+    """Of `token_rows`, those of two wrong calls: the first that its diagnosis blames, and the first that it lets pass.
 
-    Two more columns: action, and text (of the token).
+    A call about which a context has nothing to say is passed over; without any, there are no rows. Three more columns:
+    said (the diagnosis), action, and text (of the token).
     """
-    for i, t in enumerate(map(wrong_call, rollouts)):
-        mine = rows[(rows["rollout"] == i) & (rows["turn"] == (t or 0) + 1)]
-        if t is not None and set(mine["context"]) == set(rows["context"]):
-            turn = rollouts[i].turns[t]
-            return mine.assign(action=turn.action, text=mine["token"].map(dict(enumerate(pieces(policy, turn)))))
-    return rows.iloc[:0]
+    found = []
+    calls = [
+        (i, t, turn, diagnosis)
+        for i, (rollout, reflection) in enumerate(zip(rollouts, reflections, strict=True))
+        for t, (turn, diagnosis) in enumerate(zip(rollout.turns, reflection.diagnoses, strict=True), 1)
+        if diagnosis and is_wrong_call(turn)
+    ]
+    for blamed in (True, False):
+        for i, t, turn, diagnosis in calls:
+            mine = rows[(rows["rollout"] == i) & (rows["turn"] == t)]
+            if (diagnosis.verdict != "necessary") == blamed and set(mine["context"]) == set(rows["context"]):
+                text = mine["token"].map(dict(enumerate(pieces(policy, turn))))
+                found.append(mine.assign(said=diagnosis.hint, action=turn.action, text=text))
+                break
+    return pd.concat(found) if found else rows.iloc[:0]
 
 
 def _among(policy: Policy, turn: Turn, text: str) -> list[bool]:

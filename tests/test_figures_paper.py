@@ -341,8 +341,9 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     edges = [("hero", r, t, t % 2 == 0, 1.0 - t) for r in range(4) for t in (1, 2)]
     edges = pd.DataFrame(edges, columns=["probe", "rollout", "turn", "good", "edge"])
     edges.to_csv(data / "probe_retail" / "edge.csv", index=False)
-    call = pd.DataFrame([(c, t, 0.1, "f(a)", w) for c in ("hero", "full_demo") for t, w in enumerate("f(a)")])
-    call.columns = ["context", "token", "edge", "action", "text"]
+    contexts = ("hero", "full_demo", "env_feedback")
+    call = pd.DataFrame([(c, t, 0.1, "f(a)", w, "failed") for c in contexts for t, w in enumerate("f(a)")])
+    call.columns = ["context", "token", "edge", "action", "text", "said"]
     leaks = pd.DataFrame(0.1, index=[0], columns="named other difference low high share of_divergence".split())
     quote = leaks[["low", "high"]].assign(action="wrong")
     tables = {"credit": call, "leakage": leaks.assign(context="hero"), "anchoring": quote}
@@ -362,7 +363,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
         "budget",
         "groups",
         "ability",
-        "credit",
+        "credit_0",
         "edge",
         "shuffled",
         "curves",

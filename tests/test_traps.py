@@ -11,7 +11,7 @@ import torch
 from hero_mini import envs
 from hero_mini.demos import expert_run
 from hero_mini.models import Policy
-from hero_mini.reflect import oracle
+from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.rollout import Rollout, play
 from hero_mini.runtime import rng
 from hero_mini.teacher import score_rollouts
@@ -99,7 +99,12 @@ def test_credit_is_of_a_wrong_call_that_every_context_speaks_about(tiny: Policy,
     told = told_something(tiny, both, oracle(both))
     assert set(told) == {"env_feedback", "diagnosis_only", "hero", "hero, quoted", "full_demo"}
     rows = token_rows(tiny, both, told)
-    shown = credit(tiny, both, rows)
+    shown = credit(tiny, both, rows, oracle(both))
     assert set(shown["action"]) == {wrong.turns[0].action} and set(shown["context"]) == set(told)
     assert shown[shown["context"] == "hero"]["text"].tolist()[-1] == "[end]"
-    assert credit(tiny, [expert_run(tiny, "retail", wrong.task_id)], rows).empty  # it makes no wrong call
+    assert shown["said"].str.startswith("failed, order not found").all()
+    blind = [replace(f, diagnoses=(Diagnosis("necessary"),) * len(f.diagnoses)) for f in oracle(both)]
+    passed = credit(tiny, both, rows, blind)
+    assert set(passed["said"]) == {"necessary"} and set(passed["action"]) == set(shown["action"])
+    expert = [expert_run(tiny, "retail", wrong.task_id)]
+    assert credit(tiny, expert, rows, oracle(expert)).empty, "it makes no wrong call"
