@@ -99,9 +99,9 @@ def _retail(size: Sizes) -> list[Job]:
         ("grpo", (*_groups(size, 4), *_own("grpo"))),
     ]
     measured = ("base", "hero", "full_demo")  # of which general ability says something
-    grown = ("hero", "full_demo")  # whose teachers are told most; of one seed, since it takes as long as the training
+    grown = ("hero", "full_demo")  # whose teachers are told most; of the last seed alone, since it takes long
     return [
-        Job(arm, seed, settings, ability=arm in measured, growth=arm in grown and seed == 0)
+        Job(arm, seed, settings, ability=arm in measured, growth=arm in grown and seed == size.headline_seeds - 1)
         for seed in range(size.headline_seeds)
         for arm, settings in arms
     ]
