@@ -87,7 +87,8 @@ def test_transfer_is_read_where_it_was_not_trained(data):
 def test_groups_are_how_grpo_is_meant(data):
     grpo = agents(0.1).query("arm == 'hero'").assign(arm="grpo", variant=f"group=4 tasks=6 lr={OWN_LR['grpo']}")
     pairs = agents(0.3).query("arm == 'hero'").assign(arm="grpo", variant="group=2 tasks=12")
-    pd.concat([agents(0.4), grpo, pairs]).to_csv(data / "retail.csv", index=False)
+    (data / "unfinished").mkdir()
+    pd.concat([agents(0.4), grpo, pairs]).to_csv(data / "unfinished" / "retail.csv", index=False)
     claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["hero_beats_grpo_tight_budget_retail"] == 0.3
 
