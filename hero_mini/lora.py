@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hero_mini.models import Policy, fill_adapter, first_line
+from hero_mini.models import Policy, fill_adapter
 from hero_mini.parallel import add_up
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, first_line
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from hero_mini.attention import register
 from hero_mini.config import ADAPTERS, WARMUPS
 from hero_mini.embedded import NAME, embedded_model
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, first_line, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
@@ -261,8 +261,3 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         known = ["auto", *DTYPES]
         raise HeroError(f"Unknown dtype {dtype!r}{nearest(dtype, known)}: choose {', '.join(known)}.")
     return DTYPES[dtype]
-
-
-def first_line(error: Exception) -> str:
-    """What a library complains of, short enough for a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")

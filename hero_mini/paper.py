@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -68,6 +69,7 @@ def read(path: Path) -> pd.DataFrame:
     return rows.assign(agent=[agent(*pair) for pair in zip(rows["arm"], rows["variant"], strict=True)])
 
 
+@cache  # a table has thousands of rows of a few agents
 def agent(arm: str, variant: str) -> str:
     """An arm with what differs from its defaults and from its own learning rate; of groups, the rollouts per task.
 
@@ -77,11 +79,10 @@ def agent(arm: str, variant: str) -> str:
     'grpo, G=4 lr=0.0005'
     """
     settings = re.sub(r"group=(\d+) tasks=\d+", r"G=\1", variant).split()
-    if arm in OWN_LR:
-        named = [setting for setting in settings if setting.startswith("lr=")] or [f"lr={TrainConfig.lr}"]
-        others = [setting for setting in settings if setting not in named]
-        settings = others + [lr for lr in named if lr != f"lr={OWN_LR[arm]}"]
-    return ", ".join(filter(None, [arm, " ".join(settings)]))
+    lr = next((setting for setting in settings if setting.startswith("lr=")), f"lr={TrainConfig.lr}")
+    own = f"lr={OWN_LR.get(arm, TrainConfig.lr)}"
+    named = [setting for setting in settings if setting != lr] + [lr] * (lr != own)
+    return ", ".join([arm, *([" ".join(named)] if named else [])])
 
 
 def read_all(data: Path, suffix: str = "") -> pd.DataFrame:

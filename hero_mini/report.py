@@ -13,7 +13,7 @@ from hero_mini import paper, probe
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval
-from hero_mini.runtime import HeroError, atomic_write
+from hero_mini.runtime import atomic_write, check_clone
 from hero_mini.tables import read_table
 
 
@@ -160,8 +160,7 @@ def report() -> None:
     from hero_mini.notebooks import overview
 
     readme, guide = Path("README.md"), Path("notebooks/teaching.md")
-    if missing := [str(path) for path in (readme, guide, DATA) if not path.exists()]:
-        raise HeroError(f"no {', '.join(missing)} here; run this in the top folder of a clone of the repository")
+    check_clone(readme, guide, DATA)
     claims = claims_table()
     text = render(readme.read_text(encoding="utf-8"), "claims", claims_readme(claims))
     for name, source, make in (

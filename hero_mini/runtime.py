@@ -50,6 +50,11 @@ def check_known(what: str, name: object, known: Collection[str]) -> None:
         raise HeroError(f"unknown {what} {name!r}{nearest(str(name), known)}; there are: {', '.join(known)}")
 
 
+def first_line(error: Exception) -> str:
+    """What a library complains of, short enough for a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 # mallopt parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -174,6 +179,12 @@ def check_out(path: str | Path) -> None:
         raise HeroError(f"{path} is a folder; name a file in it")
 
 
+def check_clone(*needed: str | Path) -> None:
+    """raises HeroError: some of these files and folders of the repository are not here"""
+    if missing := [str(path) for path in needed if not Path(path).exists()]:
+        raise HeroError(f"no {', '.join(missing)} here; run this in the top folder of a clone of the repository")
+
+
 def check_adapter_folder(path: str | Path) -> None:
     """raises HeroError: something else than an adapter would be lost if an adapter took the place of `path`"""
     path = Path(path)
@@ -218,5 +229,4 @@ def load_saved(path: str | Path, remedy: str = "delete it with its folder, and s
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch, pickle and zipfile each have their own kinds
-        problem = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise HeroError(f"{path} is damaged ({problem}); {remedy}") from error
+        raise HeroError(f"{path} is damaged ({first_line(error)}); {remedy}") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hero_mini.notebooks import FOLDER, all_notebooks, read_page
-from hero_mini.runtime import HeroError, writing
+from hero_mini.runtime import HeroError, check_clone, writing
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -79,8 +79,7 @@ def build(out: Path) -> Path:
     pages = all_notebooks()
     if lacking := missing():
         raise HeroError(f"the site needs {', '.join(lacking)}: run make site, or pip install -e '.[site]'")
-    if missing_files := [name for name in BESIDE if not Path(name).exists()]:
-        raise HeroError(f"no {', '.join(missing_files)} here; run this in the top folder of a clone of the repository")
+    check_clone(*BESIDE)
     if out.exists() and not out.is_dir():
         raise HeroError(f"{out} is a file: choose an empty folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").exists():

@@ -95,21 +95,22 @@ def _hero_retail(size: Sizes) -> list[Job]:
 
 def _retail(size: Sizes) -> list[Job]:
     arms: list[tuple[str, tuple[Setting, ...]]] = [
-        *((arm, _own(arm)) for arm in ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")),
-        ("grpo", (*_groups(size, 4), *_own("grpo"))),
+        *((arm, ()) for arm in ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")),
+        ("grpo", _groups(size, 4)),
     ]
     measured = ("base", "hero", "full_demo")  # of which general ability says something
     grown = ("hero", "full_demo")  # whose teachers are told most; of the last seed alone, since it takes long
+    last = size.headline_seeds - 1
     return [
-        Job(arm, seed, settings, ability=arm in measured, growth=arm in grown and seed == size.headline_seeds - 1)
+        replace(_own_lr(arm, seed, settings), ability=arm in measured, growth=arm in grown and seed == last)
         for seed in range(size.headline_seeds)
         for arm, settings in arms
     ]
 
 
-def _own(arm: str) -> tuple[Setting, ...]:
-    """The arm's own learning rate, if it is not the default."""
-    return (("lr", OWN_LR[arm]),) if arm in OWN_LR else ()
+def _own_lr(arm: str, seed: int, settings: tuple[Setting, ...]) -> Job:
+    """A run at the arm's own learning rate."""
+    return Job(arm, seed, (*settings, ("lr", OWN_LR[arm])) if arm in OWN_LR else settings)
 
 
 def _groups(size: Sizes, group: int) -> tuple[Setting, ...]:
@@ -122,7 +123,7 @@ def _ablations_retail(size: Sizes) -> list[Job]:
         ("base", ()),
         ("hero", ()),
         ("diagnosis_only", ()),  # reflection without the observation
-        ("env_feedback", _own("env_feedback")),  # the observation without reflection
+        ("env_feedback", ()),  # the observation without reflection
         ("oracle_hero", ()),  # another reflector
         ("hero", (("hints", "blamed"),)),
         ("hero", (("corrections", "dropped"),)),
@@ -135,13 +136,12 @@ def _ablations_retail(size: Sizes) -> list[Job]:
         ("full_demo", (("demo", "sibling"), *_groups(size, 4))),
         ("hero_grpo", _groups(size, 4)),
     ]
-    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in changes]
+    return [_own_lr(arm, seed, settings) for seed in range(size.seeds) for arm, settings in changes]
 
 
 def _groups_retail(size: Sizes) -> list[Job]:
-    grouped = [(arm, (*_groups(size, g), *_own(arm))) for arm in ("hero", "grpo") for g in (2, 4, 8)]
-    sizes = [("base", ()), ("hero", ()), *grouped]
-    return [Job(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
+    sizes = [("base", ()), ("hero", ()), *((arm, _groups(size, g)) for arm in ("hero", "grpo") for g in (2, 4, 8))]
+    return [_own_lr(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
 
 
 def _worlds(size: Sizes) -> list[Job]:

@@ -332,7 +332,8 @@ def test_damaged_line_is_named(tiny: Policy, tmp_path, damage) -> None:
         {"info": {"oracle": {"verdict": "good"}}},
         {"info": {"oracle": None}},
         {"info": [1]},
-        {"role": 1}, {"next_observation": None},
+        {"role": 1},
+        {"next_observation": None},
     ],
 )
 def test_a_turn_that_is_not_whole_is_no_turn(tiny: Policy, tmp_path, change: dict) -> None:
