@@ -145,13 +145,14 @@ def mechanism(options: argparse.Namespace) -> None:
 def growth(options: argparse.Namespace) -> None:
     from hero_mini import envs
     from hero_mini.growth import growth, kept
-    from hero_mini.models import load_policy
+    from hero_mini.models import load_policy, merged_into
     from hero_mini.rollout import collect
     from hero_mini.tables import check_table, write_table
 
     config, begun_with, agents = kept(options.run_folder)
     check_table(out := options.out or options.run_folder / "growth.csv")
-    options.adapter, model = "default", model_for(options.model, config.env)
+    model, before = model_for(options.model, config.env), merged_into(begun_with)
+    options.adapter = str(before[-1]) if before else "none"
     policy = _policy(options, config.env)
     if policy.name != begun_with:
         raise HeroError(f"{options.run_folder} was trained from {begun_with}, not from {policy.name}; set --model")
@@ -190,6 +191,7 @@ def eval(options: argparse.Namespace) -> None:
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
     named = [] if options.model == "default" else [options.model]
     named += {"default": [], "none": ["no warm-up"]}.get(options.adapter, [options.adapter])
+    named += [options.endpoint_model] if options.endpoint_model else []
     label, limits = options.label or ", ".join(named) or "base", _limits(options)
     check_table(options.out)
 

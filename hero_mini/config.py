@@ -179,11 +179,11 @@ WARMUP_RANGES = {
     "from 0 to 1": "skill skills trunk_skill lr_fall",
 }
 READ_BY: dict[str, Callable[[Arm], bool]] = {  # which arms make use of a setting that changes who or what teaches
-    "hints": lambda arm: arm.context is not None,
-    "corrections": lambda arm: arm.reflector is not None,
-    "min_confidence": lambda arm: arm.reflector is not None,
+    **dict.fromkeys(("hints", "corrections", "min_confidence"), lambda arm: arm.reflector is not None),
+    **dict.fromkeys(("divergence", "weight", "top_k", "teacher"), lambda arm: arm.context is not None),
+    **dict.fromkeys(("advantage", "clip", "kl"), lambda arm: arm.grpo),
+    "mix": lambda arm: arm.grpo and arm.context is not None,
     "demo": lambda arm: arm.context == "full_demo",
-    "kl": lambda arm: arm.grpo,
 }
 
 

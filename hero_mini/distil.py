@@ -58,11 +58,11 @@ def distil(
         lesson(student, rollout, diagnoses[i], demos[i] if demos else None, advantage, config)
         for i, (rollout, advantage) in enumerate(zip(rollouts, _advantages(rollouts, config), strict=True))
     ]
-    hinted = sum(len(one.hinted) for one in found) / sum(len(r.turns) for r in rollouts)
     result = {"loss": 0.0, "kl_teacher": 0.0, "tokens_teaching": 0, "tokens_training": 0}
     norm, steps = 0.0, 1
     found = [one for one in found if one.hinted or one.advantage or _anchored(config)]
     found = [one for one in found if config.outcomes in ("all", outcome(one.rollout))]
+    hinted = sum(len(one.hinted) for one in found) / sum(len(r.turns) for r in rollouts)
     if found:
         tasks = _by_task(found)
         rng(config.seed, "deal", update).shuffle(tasks)
@@ -87,7 +87,7 @@ def lesson(
     """The two trees of one rollout: as the student saw it, and as the arm's teacher sees it.
 
     With `config.hints` "all", the teacher of a turn without a diagnosis reads the observation and the outcome alone. A
-    rollout without a demonstration has no hint in the arm full_demo, whatever `hints` says.
+    rollout without a demonstration has no hint in the arm full_demo.
     """
     context, nodes, told = ARMS[config.arm].context, [None] * len(rollout.turns), None
     if context == "full_demo" and demo is None:

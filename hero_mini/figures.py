@@ -157,6 +157,8 @@ def learning_curves(
             ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)
         ax.set_xlabel({"env_turns": "environment turns, spent before", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
+        if metrics[column].min() >= 0:
+            ax.set_ylim(bottom=0)
     lines, names = axes[0].get_legend_handles_labels()
     where = {"loc": "outside lower center", "ncols": len(names), "frameon": False}
     fig.legend(lines, names, title="band: lowest to highest seed", fontsize=9, title_fontsize=8, **where)

@@ -74,4 +74,4 @@ def _teacher(policy: Policy, config: TrainConfig, rollouts: Sequence[Rollout], t
     draw = rng(config.seed, "shuffle", "growth")
     reflections = reflect_on(policy, rollouts, arm, draw, Usage())
     heard = [replace(one, diagnoses=heeded(one.diagnoses, config)) for one in reflections]
-    return hinted(rollouts, arm.context, heard)
+    return hinted(rollouts, arm.context, heard, always=config.hints == "all")

@@ -29,6 +29,7 @@ from hero_mini.embedded import NAME, embedded_model
 from hero_mini.runtime import HeroError, first_line, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
+WARMUP_FILE = "warmup.json"  # in an adapter's folder: how it was warmed up
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -122,7 +123,8 @@ def load_policy(
     """A policy ready to act: weights loaded, adapter merged, in eval mode.
 
     model: "default", "worlds" or "no_demos" (SmolLM2-135M-Instruct with that warm-up), a hub id, or a folder
-    adapter: "default" (the embedded model's warm-up; nothing for others), a peft folder or hub id, None
+    adapter: "default" (the embedded model's warm-up; nothing for others), a peft folder or hub id, None. One that was
+        trained on other adapters brings them along, see `merged_into`
     device: "auto" (CUDA, else MPS, else CPU) or torch's name for one;  dtype: "auto", "bfloat16", "float32", "float16"
     raises HeroError: in one sentence, what is wrong and the remedy
     """
@@ -130,10 +132,9 @@ def load_policy(
     warmup = WARMUPS.get(str(model))
     adapters = []  # in the order in which they are merged
     if adapter is not None and (warmup or str(adapter) != "default"):
-        adapters = [_adapter(ADAPTERS / warmup if warmup and str(adapter) == "default" else adapter)]
-        made_for, _, under = str(adapters[0][1].base_model_name_or_path or "").partition("+")
-        if warmup and made_for == NAME and (ADAPTERS / under / "adapter_config.json").is_file():
-            adapters.insert(0, _adapter(ADAPTERS / under))  # it was trained on the warmed-up model
+        last = _adapter(ADAPTERS / warmup if warmup and str(adapter) == "default" else adapter)
+        before = merged_into(str(last[1].base_model_name_or_path or ""))
+        adapters = [*(_adapter(one, f", on which {last[0]} was trained") for one in before), last]
 
     name = NAME if warmup else str(model)
     # a merge is done in float32 and rounded once
@@ -144,7 +145,7 @@ def load_policy(
         parameter.data = parameter.data.to(kind)
     network.config.dtype = kind
     network.name_or_path = name  # peft writes it into adapters trained on this policy
-    warmed_up = any(Path(where).resolve().parent == ADAPTERS.resolve() for where, _ in adapters)
+    warmed_up = any(_shipped(where) or (Path(where) / WARMUP_FILE).is_file() for where, _ in adapters)
     return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
 
 
@@ -177,8 +178,23 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     return network, tokenizer
 
 
-def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
-    """Where an adapter lies and its configuration."""
+def merged_into(name: str) -> list[str | Path]:
+    """Where the adapters lie that a policy's name tells of, in the order in which they were merged.
+
+    The name is the model's with a "+" before each: of a warm-up of this package its name, else its place.
+
+    >>> merged_into("SmolLM2-135M-Instruct"), merged_into("SmolLM2-135M-Instruct+warmup")[0].name
+    ([], 'warmup')
+    """
+    return [shipped if (shipped := ADAPTERS / one).is_dir() else one for one in name.split("+")[1:]]
+
+
+def _shipped(where: str) -> bool:
+    return Path(where).resolve().parent == ADAPTERS.resolve()
+
+
+def _adapter(source: str | Path, why: str = "") -> tuple[str, PeftConfig]:
+    """Where an adapter lies and its configuration; why: what it is needed for, where nobody has asked for it."""
     folder = Path(source).expanduser()
     if folder.parent == ADAPTERS and not folder.is_dir():
         raise HeroError(f"The warm-up is not here: copy {folder} from the repository, or pass adapter=None.")
@@ -187,15 +203,16 @@ def _adapter(source: str | Path) -> tuple[str, PeftConfig]:
         return place, PeftConfig.from_pretrained(place)
     except Exception as error:
         raise HeroError(
-            f"No adapter at {source} ({first_line(error)}): give a folder that holds adapter_config.json, a hub id, "
-            "or None."
+            f"No adapter at {source}{why} ({first_line(error)}): give a folder that holds adapter_config.json, a hub "
+            "id, or None."
         ) from error
 
 
 def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) -> tuple[PreTrainedModel, str]:
     """The network with the adapter's change added to its weights, and the name of the result."""
     base = str(config.base_model_name_or_path or "an unnamed model")
-    if Path(base).name != Path(name).name:
+    (made_for, *before), (model, *merged) = base.split("+"), name.split("+")
+    if Path(made_for).name != Path(model).name or before != merged:
         raise HeroError(
             f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
             "if both are the same, correct base_model_name_or_path in adapter_config.json there."
@@ -208,7 +225,8 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
             f"The adapter {where} does not fit {name}, or is damaged ({first_line(error)}): copy or train it again, "
             "load it with the model that it was made for, or pass adapter=None."
         ) from error
-    return peft_model.merge_and_unload(), f"{name}+{Path(where).name}"
+    place = Path(where).name if _shipped(where) else str(Path(where).resolve() if Path(where).exists() else where)
+    return peft_model.merge_and_unload(), f"{name}+{place}"
 
 
 def fill_adapter(peft_model: PeftModel, where: str) -> None:

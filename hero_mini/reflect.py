@@ -26,7 +26,8 @@ from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, close_action, segments
 from hero_mini.runtime import rng
 
-TOKENS_PER_DIAGNOSIS = 64
+TOKENS_PER_DIAGNOSIS = 128  # a correction is a whole action
+CUT = " [cut off]"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ _DIAGNOSIS = re.compile(rf"({'|'.join(VERDICTS)})(?:, (.+?))?(?:\. Better: (.+))
 
 
 def parse_diagnosis(text: str, action: str) -> Diagnosis | None:
-    """What was said about a turn with this action; None if it cannot be read.
+    """What was said about a turn with this action; None if it cannot be read, or was cut off.
 
     A correction that repeats the action it blames contradicts its own verdict, so only verdict and cause are kept.
 
@@ -88,7 +89,7 @@ def parse_diagnosis(text: str, action: str) -> Diagnosis | None:
     Diagnosis(verdict='failed', cause='order not found', better='g()')
     """
     found = _DIAGNOSIS.fullmatch(text.strip())
-    if found is None:
+    if found is None or text.endswith(CUT):
         return None
     return Diagnosis(found[1], found[2] or "", None if found[3] == action.strip() else found[3])
 
@@ -137,7 +138,8 @@ def ask_about(policy: Policy, rollout: Rollout, t: int) -> list[int]:
 def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers.
 
-    A policy without our warm-up is told first how a diagnosis is written.
+    A policy without our warm-up is told first how a diagnosis is written. An answer that was cut off cannot be read:
+    its correction would end in the middle of an action.
     """
     heard = [i for segment, _ in segments(policy, rollout) for i in segment]
     if not policy.warmed_up:
@@ -145,7 +147,7 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     said, confidence = [], []
     for t in range(len(rollout.turns)):
         answer = yield heard + ask_about(policy, rollout, t)
-        said.append(policy.decode(answer.ids))
+        said.append(policy.decode(answer.ids) + CUT * (answer.ids[-1:] != (policy.eos_id,)))
         confidence.append(exp(sum(answer.logprobs)))
         heard = close_action(policy, answer.ids)
     read = parse_reflection(in_lines(said), rollout.actions)

@@ -167,7 +167,6 @@ def report() -> None:
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
         ("own rates", "grid_retail.csv", own_rates),
-        ("equal turns", "unfinished/retail.csv", agents_table),
         ("no_demos", "no_demos.csv", agents_table),
         ("updates", "updates_retail.csv", agents_table),
     ):

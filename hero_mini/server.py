@@ -96,6 +96,9 @@ class Server:
             "max_tokens": sampling.max_tokens,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": -1,  # with the two below: nothing that the model's generation_config.json would put in
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stop_token_ids": [policy.eos_id],
             "logit_bias": {str(i): -100 for i in banned_ids(policy).tolist()},
             "logprobs": 1,

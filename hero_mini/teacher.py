@@ -53,6 +53,12 @@ def privileged_text(context: str, turn: Turn, result: str, diagnosis: Diagnosis 
     return None
 
 
+def told_at(context: str, turn: Turn, result: str, diagnosis: Diagnosis | None, *, always: bool) -> str | None:
+    """`privileged_text`; always: where it has nothing to say, the observation and the outcome."""
+    text = privileged_text(context, turn, result, diagnosis)
+    return privileged_text("env_feedback", turn, result, None) if text is None and always else text
+
+
 def demonstration_text(demo: Rollout) -> str:
     """A complete successful run as the full-demo teacher reads it, before the episode (our wording)."""
     lines = [f"{t.role}: {t.observation}\nagent: {t.action}" for t in demo.turns]
@@ -134,9 +140,7 @@ def teacher_tree(
     for number, (turn, decision, diagnosis) in enumerate(
         zip(rollout.turns, trunk.decisions, diagnoses, strict=True), 1
     ):
-        text = privileged_text(context, turn, outcome(rollout), diagnosis)
-        if text is None and always:
-            text = privileged_text("env_feedback", turn, outcome(rollout), None)
+        text = told_at(context, turn, outcome(rollout), diagnosis, always=always)
         label = f"turn {number} of {rollout.task_id} with its {context} context"
         nodes.append(None if text is None else add_branch(policy, grown, decision, text, turn.token_ids, label))
     return grown, nodes

@@ -11,7 +11,7 @@ from hero_mini.probe import PROBES, by_source
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import HeroError, check_known, rng
-from hero_mini.teacher import demonstration_text, privileged_text
+from hero_mini.teacher import demonstration_text, told_at
 from hero_mini.track import Track, names
 
 KINDS = ("expert", "sibling", "other_task", "masked", "local", "truncated", "next")  # of demonstrations, see `vary`
@@ -25,10 +25,12 @@ class Told:
     texts: tuple[str | None, ...] | None = None  # per turn; None: nothing to say, and this turn is not measured
 
 
-def hinted(rollouts: Sequence[Rollout], context: str, reflections: Sequence[Reflection]) -> list[Told]:
-    """A local context of `teacher.privileged_text` for every rollout: hero, diagnosis_only or env_feedback."""
+def hinted(
+    rollouts: Sequence[Rollout], context: str, reflections: Sequence[Reflection], *, always: bool = False
+) -> list[Told]:
+    """A local context of `teacher.told_at` for every rollout: hero, diagnosis_only or env_feedback."""
     return [
-        Told(texts=tuple(privileged_text(context, t, reflect.outcome(r), d) for t, d in pairs))
+        Told(texts=tuple(told_at(context, t, reflect.outcome(r), d, always=always) for t, d in pairs))
         for r, f in zip(rollouts, reflections, strict=True)
         for pairs in [zip(r.turns, f.diagnoses, strict=True)]
     ]

@@ -12,9 +12,10 @@ All of this is our choice: the paper's model needs no warm-up.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from hero_mini import envs
 from hero_mini.config import WarmupConfig
 from hero_mini.envs.base import Action, Task, task_id
 from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
-from hero_mini.models import Policy
+from hero_mini.models import WARMUP_FILE, Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
 from hero_mini.runtime import HeroError, atomic_save, check_adapter_folder, check_out, load_saved, rng, whole_folder
@@ -108,7 +109,7 @@ def episode_example(
         habit = str(state.scripted(draw, 0.0)) if done in (None, best) else done
         for action, share in ((best, config.skill), (habit, 1 - config.skill)):
             if action == done:
-                weights[node] = share
+                weights[node] = weights.get(node, 0.0) + share  # a habit may be the best action
             else:
                 ids = [*policy.encode(action), policy.eos_id]
                 weights[tree.add(ids, tree.add(policy.header(), decision), scored=True)] = share
@@ -252,4 +253,5 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     weights = {name: p.bfloat16() for name, p in student_weights(student.model).items()}
     with whole_folder(out) as folder:
         student.model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)  # else peft asks the hub
+        (folder / WARMUP_FILE).write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)

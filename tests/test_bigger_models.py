@@ -107,4 +107,4 @@ def test_a_qwen_goes_all_the_way(qwen: Path, tmp_path: Path, checkpointing: bool
     row = pd.read_csv(tmp_path / "run" / "metrics.csv").iloc[0]
     assert row["loss"] > 0 and row["grad_norm"] > 0
     again = load_policy(qwen, adapter=tmp_path / "run" / "adapter", dtype="float32")
-    assert again.name.endswith("+adapter") and not again.warmed_up
+    assert again.name.endswith("/run/adapter") and not again.warmed_up

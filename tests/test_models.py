@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +91,7 @@ def test_adapter_is_merged(tiny: Policy, folder: Path, adapter: Path) -> None:
     before, after = (p.model.model.layers[0].self_attn.q_proj.weight for p in (base, merged))
     torch.testing.assert_close(after, before + change)
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
-    assert merged.name == f"{folder}+adapter"
+    assert merged.name == f"{folder}+{adapter}"
 
 
 def test_merged_weights_are_rounded_once(folder: Path, adapter: Path) -> None:
@@ -145,8 +146,27 @@ def test_adapter_on_top_of_a_warm_up(folder: Path, tmp_path: Path, monkeypatch: 
     assert warm.name == warm.model.name_or_path == f"tiny+{name}"
     trained = make_adapter(warm.model, warm.name, tmp_path / "trained")
     agent = load_policy(adapter=trained, dtype="float32")
-    assert agent.name == f"tiny+{name}+trained"
+    assert agent.name == f"tiny+{name}+{trained}"
     assert agent.warmed_up and warm.warmed_up and not plain.warmed_up
+
+
+def test_adapter_on_top_of_others(folder: Path, tmp_path: Path) -> None:
+    """A warm-up of one's own, an agent trained from it, and one trained from that: each brings the others along."""
+    below, layer = load_policy(folder, adapter=None, dtype="float32"), "model.layers.0.self_attn.q_proj"
+    for place in (tmp_path / "own" / "first", tmp_path / "own" / "second", tmp_path / "adapter"):
+        weight = below.model.get_parameter(f"{layer}.weight").detach().clone()
+        made = make_adapter(below.model, below.name, place)
+        agent = load_policy(folder, adapter=made, dtype="float32")
+        assert agent.name == f"{below.name}+{made}" and not agent.warmed_up
+        saved = load_file(made / "adapter_model.safetensors")
+        b, a = (saved[f"base_model.model.{layer}.lora_{part}.weight"] for part in "BA")
+        torch.testing.assert_close(agent.model.get_parameter(f"{layer}.weight"), weight + b @ a * (8 / 4))  # alpha / r
+        below = agent
+    (tmp_path / "own" / "first" / models.WARMUP_FILE).write_text("{}")
+    assert load_policy(folder, adapter=made).warmed_up
+    shutil.rmtree(tmp_path / "own" / "second")
+    with pytest.raises(HeroError, match="No adapter at .*second, on which .*adapter was trained"):
+        load_policy(folder, adapter=made)
 
 
 # --- folders that are no model ---------------------------------------------------------------------------------------

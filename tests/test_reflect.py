@@ -168,6 +168,16 @@ def test_the_interview_follows_the_rollout_and_its_outcome(tiny: Policy, rollout
                 assert sure == pytest.approx([math.exp(-0.1 - 0.1 * t) for t in range(len(sure))])
 
 
+def test_an_answer_that_was_cut_off_is_no_diagnosis(tiny: Policy, rollouts: list[Rollout]) -> None:
+    """Its correction would end in the middle of an action."""
+    talk = interview(tiny, replace(rollouts[0], turns=rollouts[0].turns[:1]))
+    next(talk)
+    ids = tiny.encode("failed, order not found. Better: get_order_details(ord")
+    with pytest.raises(StopIteration) as end:
+        talk.send(Answer(tuple(ids), (0.0,) * len(ids)))
+    assert end.value.value.diagnoses == (None,) and end.value.value.malformed[0].endswith("(ord [cut off]")
+
+
 def test_a_line_break_in_an_answer_makes_no_second_line() -> None:
     text = in_lines(["necessary\n2: harmful", "failed, x"])
     assert parse_reflection(text, ["f()", "g()"]).diagnoses == (None, Diagnosis("failed", "x"))

@@ -104,8 +104,8 @@ def test_every_arm_and_teacher_runs(
 ) -> None:
     monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy, usage=None: oracle)
     monkeypatch.setattr("hero_mini.distil.advantages", lambda rewards, *_: [1.0, -1.0] * (len(rewards) // 2))
-    config = replace(SMALL, arm=arm, teacher=teacher, updates=1, group=2, top_k=20, divergence="reverse_kl")
-    train(tiny, config, tmp_path)
+    told = {"teacher": teacher, "top_k": 20, "divergence": "reverse_kl"} if ARMS[arm].context else {}
+    train(tiny, replace(SMALL, arm=arm, updates=1, group=2, **told), tmp_path)
     row = metrics(tmp_path).iloc[0]
     assert row["hinted"] == (arm != "grpo") and row["grad_norm"] > 0
     assert row["parsed"] == (ARMS[arm].reflector is not None) and row["no_contrast"] == 1
@@ -241,6 +241,9 @@ def test_a_run_from_before_a_setting_existed_goes_on(tiny: Policy, tmp_path: Pat
         ({"kl": 0.1}, "arm hero makes no use of kl"),
         ({"arm": "env_feedback", "corrections": "dropped"}, "arm env_feedback makes no use of corrections"),
         ({"demo": "sibling"}, "arm hero makes no use of demo"),
+        ({"arm": "env_feedback", "hints": "blamed"}, "arm env_feedback makes no use of hints"),
+        ({"mix": 0.9, "clip": 0.1}, "arm hero makes no use of clip, mix"),
+        ({"arm": "grpo", "group": 2, "teacher": "ema"}, "arm grpo makes no use of teacher"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict, message: str) -> None:
@@ -421,7 +424,8 @@ def test_the_mean_of_grpo_is_over_the_rollouts_with_contrast(
     won, lost, plain = (with_own_logprobs(tiny, r) for r in contrast)
     expected = (n_tokens(lost) - n_tokens(won)) / (n_tokens(lost) + n_tokens(won))
     given = [won, lost, plain], [r.diagnoses for r in oracle(contrast)]
-    result, _ = one_update(tiny, *given, arm=arm, group=2, mix=1.0, max_tokens=max_tokens)
+    mix = {"mix": 1.0} if arm == "hero_grpo" else {}
+    result, _ = one_update(tiny, *given, arm=arm, group=2, max_tokens=max_tokens, **mix)
     assert expected != 0 and result["loss"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -445,7 +449,8 @@ def test_the_kl_anchors_every_token_of_every_rollout(
     def update(kl: float) -> tuple[float, int]:
         student, optimizer = moved(tiny)
         passes.clear()
-        config = replace(SMALL, arm=arm, group=2, mix=0.25, kl=kl, max_tokens=max_tokens)
+        mix = {"mix": 0.25} if arm == "hero_grpo" else {}
+        config = replace(SMALL, arm=arm, group=2, kl=kl, max_tokens=max_tokens, **mix)
         return distil(student, optimizer, contrast, diagnoses, config, update=9)["loss"], sum(passes)
 
     without, before = update(0.0)
@@ -553,11 +558,11 @@ def test_without_corrections_the_teacher_reads_verdict_and_cause_alone(tiny: Pol
     assert dropped == pytest.approx(same) and dropped["tokens_teaching"] < kept["tokens_teaching"]
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.context not in (None, "full_demo")])
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.reflector])
 def test_all_hints_means_all_turns_in_every_arm(tiny: Policy, rollouts: list[Rollout], arm: str) -> None:
     """A turn without a diagnosis is taught by the observation and the outcome, also if the whole rollout has none."""
     nothing = [[None] * len(r.turns) for r in rollouts]
-    settings = {"arm": arm, "group": 2, "mix": 0.0}  # the teacher alone
+    settings = {"arm": arm, "group": 2} | ({"mix": 0.0} if ARMS[arm].grpo else {})  # the teacher alone
     result, _ = one_update(tiny, rollouts, nothing, hints="all", **settings)
     assert result["hinted"] == 1 and result["loss"] > 0
     observed, _ = one_update(tiny, rollouts, nothing, arm="env_feedback")
@@ -569,6 +574,7 @@ def test_learning_from_failures_only(tiny: Policy, rollouts: list[Rollout]) -> N
     diagnoses = [r.diagnoses for r in oracle([won, lost])]
     failures, _ = one_update(tiny, [won, lost], diagnoses, outcomes="failure")
     alone, _ = one_update(tiny, [lost], diagnoses[1:])
+    assert failures.pop("hinted") == len(lost.turns) / (len(won.turns) + len(lost.turns)) < alone.pop("hinted") == 1
     assert failures == pytest.approx(alone, rel=1e-4)
     nothing, _ = one_update(tiny, [won], diagnoses[:1], outcomes="failure")
     assert nothing["loss"] == 0 and nothing["tokens_training"] == 0
@@ -606,11 +612,10 @@ def test_who_acts_like_the_expert_has_no_demonstration(tiny: Policy, perfect: Ro
     assert demo_shares([None], given[:1]) == {"sibling_demos": 0, "no_demo": 1}
 
 
-@pytest.mark.parametrize("hints", ["given", "all"])
 def test_without_a_demonstration_a_rollout_is_not_taught(
-    tiny: Policy, rollouts: list[Rollout], perfect: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hints: str
+    tiny: Policy, rollouts: list[Rollout], perfect: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"arm": "full_demo", "hints": hints, "tasks": 2, "updates": 1}
+    settings = {"arm": "full_demo", "tasks": 2, "updates": 1}
     episodes = {"both": [rollouts[1], perfect], "neither": [perfect, perfect]}
     for name, own in episodes.items():
         monkeypatch.setattr(hero_mini.train, "collect", lambda *_, own=own, **__: own)
