@@ -129,7 +129,7 @@ class WarmupConfig:
     trunk_skill: float = 0.65  # the same share in the episodes themselves, whose states are the ones taught in
     own_every: int = 0  # every so many episodes one that the model samples itself: states it gets into; 0: none
     max_turns: int = 10
-    branch_every: int = 1  # every so many episodes one with an example of each local context
+    branch_every: int = 1  # every so many episodes one with an example of each local context; 0: none
     demo_every: int = 13  # and one with a demonstration, which is about six scored turns; 0: none
     reflection_weight: float = 2.0  # weight of a reflection token against an action token
     rank: int = 16
@@ -173,9 +173,9 @@ TRAIN_RANGES = {
     "between 0 and 1": "weight",
 }
 WARMUP_RANGES = {
-    "above 0": "episodes batch max_turns branch_every rank lr max_tokens",
+    "above 0": "episodes batch max_turns rank lr max_tokens",
     "a number of 63 bits, not negative": "seed",
-    "0 or more": "own_every demo_every reflection_weight",
+    "0 or more": "own_every branch_every demo_every reflection_weight",
     "from 0 to 1": "skill skills trunk_skill lr_fall",
 }
 READ_BY: dict[str, Callable[[Arm], bool]] = {  # which arms make use of a setting that changes who or what teaches

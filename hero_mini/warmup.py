@@ -194,8 +194,9 @@ def examples(policy: Policy, step: int, config: WarmupConfig, own: Mapping[int, 
     for index in range(first, first + config.batch):
         task, draw, here = _task(index, config), rng(config.seed, "warmup", index), config.at(index)
         episode = own.get(index) or scripted_episode(policy, task, draw, replace(here, skill=config.trunk_skill))
-        found.append(episode_example(policy, episode, draw, here, branches=index % config.branch_every == 0))
-        if config.demo_every and index % config.demo_every == 0:
+        branches, demonstrated = (bool(n) and index % n == 0 for n in (config.branch_every, config.demo_every))
+        found.append(episode_example(policy, episode, draw, here, branches=branches))
+        if demonstrated:
             demo = demo_example(policy, task, draw, here)
             found += [] if demo is None else [demo]
     return found
