@@ -377,8 +377,8 @@ def test_no_world_is_left_out_by_the_rhythm(tiny: Policy) -> None:
     long = replace(TINY, max_turns=10)
     counts = [len(examples(tiny, 0, replace(long, demo_every=every), {})) for every in (0, 1)]
     assert counts == [TINY.batch, 2 * TINY.batch]
-    with_contexts, without = (examples(tiny, 0, replace(long, demo_every=0, branch_every=every), {}) for every in (1, 0))
-    assert all(len(a.weights) > len(b.weights) for a, b in zip(with_contexts, without, strict=True))
+    told, plain = (examples(tiny, 0, replace(long, demo_every=0, branch_every=every), {}) for every in (1, 0))
+    assert all(len(a.weights) > len(b.weights) for a, b in zip(told, plain, strict=True))
 
 
 def test_a_warm_up_takes_the_place_of_nothing_else(tiny: Policy, tmp_path: Path) -> None:
