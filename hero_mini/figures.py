@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from hero_mini.envs.base import VERDICTS
-from hero_mini.paper import spent
+from hero_mini.paper import seeds, spent
 from hero_mini.runtime import atomic_write
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -149,7 +149,7 @@ def learning_curves(
             by_seed = rows.pivot(index="update", columns="seed", values=column).dropna(axis=1, how="all")
             shared, at = by_seed.dropna(), rows.groupby("update")[x].mean()
             style = dict(zip(("color", "marker"), style_of(arm, i), strict=True))
-            style["label"] = f"{arm} ({by_seed.shape[1]} seed{'s' * (by_seed.shape[1] > 1)})"
+            style["label"] = f"{arm} ({seeds(by_seed.shape[1])})"
             if by_seed.shape[1] > 1:
                 ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
                 band = (shared.min(axis=1), shared.max(axis=1))

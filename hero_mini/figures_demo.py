@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from hero_mini.figures import BLACK, blank, style_of
+from hero_mini.paper import seeds
 
 
 def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int = 3) -> Figure:
@@ -127,7 +128,7 @@ def growth_figure(grown: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
             who = dict(tuple(rows.groupby("who")))
             student = who["student"].pivot(index="update", columns="seed", values="value")
             ax.plot(student, color=color, linewidth=0.7, alpha=0.5)
-            label = f"{arm} ({student.shape[1]} seed{'s' * (student.shape[1] > 1)})"
+            label = f"{arm} ({seeds(student.shape[1])})"
             ax.plot(student.dropna().mean(axis=1), color=color, marker=marker, linewidth=2, label=label)
             if "teacher" in who:
                 ax.axhline(who["teacher"]["value"].mean(), color=color, linestyle="--", linewidth=1.2)

@@ -199,6 +199,15 @@ def cell(value: float, low: float, high: float, sign: str = "") -> str:
     return f"{value:{shape}} [{limits}]"
 
 
+def seeds(n: int) -> str:
+    """How many seeds, in words.
+
+    >>> seeds(1), seeds(3)
+    ('1 seed', '3 seeds')
+    """
+    return f"{n} seed{'s' * (n != 1)}"
+
+
 def sentences(table: pd.DataFrame) -> list[str]:
     """A line per comparison of `effects`, in words that its intervals allow."""
     lines = []

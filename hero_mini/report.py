@@ -111,7 +111,7 @@ def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     for name, rows in groups:
         values = by_task(rows, "success")
         value, low, high = interval(values)
-        agent = f"{name}, {len(values)} seed{'s' * (len(values) > 1)}"
+        agent = f"{name}, {paper.seeds(len(values))}"
         found.append({"agent": agent, "value": value, "low": low, "high": high, "n": values.shape[1]})
     return pd.DataFrame(found)
 

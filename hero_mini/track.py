@@ -70,7 +70,7 @@ def track(policy: Policy, rollout: Rollout) -> Track:
         due.append(steps.index(best if best in steps else left[0]))
         on_path.append(taken == path[: len(taken)])
         heard += f"{turn.observation}\n"
-        unseen.append(frozenset(step for step in steps if not said(sorted(names(step)), heard)))
+        unseen.append(frozenset(step for step in steps if _names_new(step, heard)))
         taken.append(_plain(turn.action))
         answer = world.step(turn.action)[0]
         if answer != turn.next_observation:
@@ -85,8 +85,12 @@ def guesses(rollout: Rollout) -> list[bool]:
     heard, found = "", []
     for turn in rollout.turns:
         heard += f"{turn.observation}\n"
-        found.append(not said(sorted(names(turn.action)), heard))
+        found.append(_names_new(turn.action, heard))
     return found
+
+
+def _names_new(action: str, heard: str) -> bool:
+    return not said(sorted(names(action)), heard)
 
 
 def _plain(action: str) -> str:
