@@ -152,7 +152,8 @@ def draw() -> None:
         titles = {"success": "success (share)", "turns": "turns per episode"}
         figures.save(effects_figure(effects, titles), "figures/no_demos")
     if len(rows := _retail("_curves")):
-        figures.save(figures.learning_curves(rows.assign(arm=rows["agent"])), "figures/retail_curves")
+        shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
+        figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
 
 
 def report() -> None:
