@@ -38,16 +38,24 @@ def common_settings(preset: str, model: str, planned: Sequence[Job]) -> dict[str
     training = asdict(TrainConfig(tasks=size.tasks, budget=size.budget))
     for own in ("arm", "env", "seed", "updates"):  # which every run names itself
         del training[own]
-    adapter = start(model) if model in WARMUPS else "none"
-    return {"preset": preset, "model": model, "adapter": adapter, **training, **tasks}
+    return {"preset": preset, "model": model, "adapter": start(model), **training, **tasks}
 
 
 def start(model: str) -> str:
-    """What tells runs of one start from those of another: the warm-up adapter, or a model that starts without one."""
+    """What tells runs of one start from those of another: the warm-up adapter, or a model that starts without one.
+
+    Of a model's folder it knows the place, and beginning and end of the weights, lest other weights there go unnoticed.
+    """
     if model in WARMUPS:
         weights = ADAPTERS / WARMUPS[model] / "adapter_model.safetensors"
         return hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    return f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(model.encode())
+    for file in sorted(Path(model).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(weights.read(1 << 20))
+            weights.seek(max(0, file.stat().st_size - (1 << 20)))
+            digest.update(weights.read())
+    return f"{Path(model).name}-{digest.hexdigest()[:8]}"
 
 
 def differences(before: dict[str, object], today: dict[str, object]) -> str:

@@ -334,6 +334,15 @@ def test_another_model_has_runs_of_its_own(processes: Processes, tmp_path: Path)
         study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "some/model", model="other/model")
 
 
+def test_other_weights_in_a_models_folder_are_another_model(processes: Processes, tmp_path: Path) -> None:
+    (model := tmp_path / "mine").mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data", model=str(model))
+    (model / "model.safetensors").write_bytes(b"two")
+    with pytest.raises(HeroError, match=r"hero_retail.csv is of other runs \(adapter was 'mine-\w{8}', is 'mine-"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data", model=str(model))
+
+
 def test_ten_kills_change_nothing(processes: Processes, tmp_path: Path) -> None:
     study("hero_retail", "full", runs=tmp_path / "whole", data=tmp_path / "a")
     draw = random.Random(0)
