@@ -186,19 +186,22 @@ def merged_into(name: str) -> list[str | Path]:
     >>> merged_into("SmolLM2-135M-Instruct"), merged_into("SmolLM2-135M-Instruct+warmup")[0].name
     ([], 'warmup')
     """
-    return [shipped if (shipped := ADAPTERS / one).is_dir() else one for one in name.split("+")[1:]]
+    return [folder if (folder := ADAPTERS / one).is_dir() else one for one in name.split("+")[1:]]
 
 
 def _shipped(where: str) -> bool:
-    return Path(where).resolve().parent == ADAPTERS.resolve()
+    return Path(where).parent == ADAPTERS.resolve()
 
 
 def _adapter(source: str | Path, why: str = "") -> tuple[str, PeftConfig]:
-    """Where an adapter lies and its configuration; why: what it is needed for, where nobody has asked for it."""
+    """Where an adapter lies, a folder's whole path or its hub id, and its configuration.
+
+    why: what it is needed for, where nobody has asked for it
+    """
     folder = Path(source).expanduser()
     if folder.parent == ADAPTERS and not folder.is_dir():
         raise HeroError(f"The warm-up is not here: copy {folder} from the repository, or pass adapter=None.")
-    place = str(folder if folder.exists() else source)
+    place = str(folder.resolve() if folder.exists() else source)
     try:
         return place, PeftConfig.from_pretrained(place)
     except Exception as error:
@@ -225,8 +228,7 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
             f"The adapter {where} does not fit {name}, or is damaged ({first_line(error)}): copy or train it again, "
             "load it with the model that it was made for, or pass adapter=None."
         ) from error
-    place = Path(where).name if _shipped(where) else str(Path(where).resolve() if Path(where).exists() else where)
-    return peft_model.merge_and_unload(), f"{name}+{place}"
+    return peft_model.merge_and_unload(), f"{name}+{Path(where).name if _shipped(where) else where}"
 
 
 def fill_adapter(peft_model: PeftModel, where: str) -> None:

@@ -137,6 +137,22 @@ def _restore_run(steps: Sequence[Step], own: Path, told: dict[str, Record], tabl
     note_steps(own, here | known)
 
 
+def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[str, object]) -> None:
+    """After `restore`. raises HeroError: the table would lose runs, of which another table of the study has no rows"""
+    told, size = origin(table).get("runs", {}), sizes(str(today["preset"]))
+
+    def lost(job: Job) -> bool:
+        own = folder / job.name
+        known = {step.key for step in job.steps(own, size)} & told.get(job.name, {}).keys()
+        return not known <= steps_done(own).keys()
+
+    if names := [job.name for job in planned if lost(job)]:
+        raise HeroError(
+            f"{table} names runs without all of their rows ({', '.join(names)}); restore this study's tables, for "
+            "example with git checkout, or move them away"
+        )
+
+
 def gather(
     name: str, planned: Sequence[Job], folder: Path, data: Path, today: dict[str, object], problems: dict[str, str]
 ) -> None:

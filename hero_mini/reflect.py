@@ -19,6 +19,7 @@ from math import exp
 
 import pandas as pd
 
+from hero_mini.config import TrainConfig
 from hero_mini.endpoint import chat
 from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
@@ -26,7 +27,7 @@ from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, close_action, segments
 from hero_mini.runtime import rng
 
-TOKENS_PER_DIAGNOSIS = 128  # a correction is a whole action
+TOKENS_PER_DIAGNOSIS = TrainConfig.max_action_tokens + 32  # a correction is a whole action
 CUT = " [cut off]"
 
 

@@ -23,19 +23,19 @@ from hero_mini.config import SIZES, Sizes
 from hero_mini.engines import call, local
 from hero_mini.records import (
     check_folder,
+    check_kept,
     common_settings,
     failed,
     gather,
     made_otherwise,
     note_steps,
     restore,
-    start,
     steps_done,
 )
 from hero_mini.runtime import HeroError, check_out, writing
 from hero_mini.studies import STUDIES as STUDIES
 from hero_mini.studies import Job, Step, jobs
-from hero_mini.tables import commit, origin
+from hero_mini.tables import commit
 
 
 def study(
@@ -53,7 +53,7 @@ def study(
     planned, size = jobs(name, preset, model), SIZES[preset]
     model = planned[0].model
     today = common_settings(preset, model, planned)
-    folder = runs.resolve() / f"{preset}-{start(model)}"
+    folder = runs.resolve() / f"{preset}-{today['adapter']}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -67,7 +67,7 @@ def study(
             raise HeroError(f"{table} is of other runs ({changed}); move this study's tables away or set --data")
         check_out(table)
         restore(planned, folder, data, today)
-        check_kept(table, planned, folder, size)
+        check_kept(table, planned, folder, today)
         at_first = plan(planned, folder, size)
         print(at_first.to_string(index=False, na_rep="?"), total(at_first), sep="\n", flush=True)
         outcomes = {job: {"status": "finished", "minutes": minutes_of(job, folder, size)} for job in planned}
@@ -85,22 +85,6 @@ def study(
                 problems[job.name] = str(outcome["status"])
             gather(name, planned, folder, data, today, problems)
     return pd.DataFrame([{"run": job.name, **outcomes[job]} for job in planned])
-
-
-def check_kept(table: Path, planned: Sequence[Job], folder: Path, size: Sizes) -> None:
-    """raises HeroError: the table would lose runs that are neither in the folder nor whole in the study's tables"""
-    told = origin(table).get("runs", {})
-
-    def lost(job: Job) -> bool:
-        own = folder / job.name
-        known = {step.key for step in job.steps(own, size)} & told.get(job.name, {}).keys()
-        return not known <= steps_done(own).keys()
-
-    if names := [job.name for job in planned if lost(job)]:
-        raise HeroError(
-            f"{table} names runs without all of their rows ({', '.join(names)}); restore this study's tables, for "
-            "example with git checkout, or move them away"
-        )
 
 
 def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:

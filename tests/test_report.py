@@ -63,6 +63,11 @@ def test_a_loss_is_no_gain_and_an_aim_no_prediction(data):
     assert verdicts["hero_beats_base_retail"] == "not reproduced" and verdicts["base_success_retail"] == "aim met"
 
 
+def test_no_gain_is_not_reproduced(data):
+    agents(0.0).to_csv(data / "hero_retail.csv", index=False)
+    assert claimed.claims_table().set_index("claim_id").loc["hero_beats_base_retail", "verdict"] == "no direction shown"
+
+
 def test_an_arm_has_to_beat_both_of_its_parts(data):
     rows = [agents(0.4)]
     for arm, gain in (("diagnosis_only", 0.1), ("env_feedback", 0.3)):
