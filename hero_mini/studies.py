@@ -105,6 +105,7 @@ def _retail(size: Sizes) -> list[Job]:
         replace(_own_lr(arm, seed, settings), ability=arm in measured, growth=arm in grown and seed == last)
         for seed in range(size.headline_seeds)
         for arm, settings in arms
+        if arm != "shuffled_hero" or seed < size.seeds  # a control, with as many seeds as an ablation
     ]
 
 
