@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hero_mini.figures import BLACK, COLORS, MARKERS, blank, style_of
 
@@ -121,8 +122,14 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
     return fig
 
 
-def seeds_figure(curves: pd.DataFrame, columns: Sequence[str] = ("success", "turns")) -> Figure:
-    """Every training run to its end: a column of panels per agent, a row per number, a line per seed."""
+def seeds_figure(
+    curves: pd.DataFrame, columns: Sequence[str] = ("success", "turns"), tested: pd.DataFrame | None = None
+) -> Figure:
+    """Every training run to its end: a column of panels per agent, a row per number, a line per seed.
+
+    tested: rows of held-out rollouts; the mean of a run is an open marker behind its last update, since an update's own
+        rollouts measure the agent before it
+    """
     agents = list(dict.fromkeys(curves["agent"]))
     seeds = sorted(curves["seed"].unique())
     width, height = max(5.0, 1.0 + 2.1 * len(agents)), 0.8 + 2.2 * len(columns)
@@ -131,15 +138,25 @@ def seeds_figure(curves: pd.DataFrame, columns: Sequence[str] = ("success", "tur
         column, agent = columns[place // len(agents)], agents[place % len(agents)]
         for seed, run in curves[curves["agent"] == agent].sort_values("update").groupby("seed"):
             i = seeds.index(seed)
-            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "label": f"seed {seed}"}
-            ax.plot(run["update"], run[column], linewidth=1.2, markersize=4, **style)
-        ax.set_ylim(0, 1.05 * curves[column].max() or 1)
+            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+            x, y = run["update"].tolist(), run[column].tolist()
+            ax.plot(x, y, linewidth=1.2, markersize=4, label=f"seed {seed}", **style)
+            if tested is not None:
+                mine = tested[(tested["agent"] == agent) & (tested["seed"] == seed)]
+                end = [x[-1], x[-1] + 1], [y[-1], mine[column].mean()]  # nan, which is not drawn, without rows
+                ax.plot(*end, ":", linewidth=1, markersize=6, markevery=[1], markerfacecolor="white", **style)
         if place < len(agents):
             ax.set_title(agent.replace(", ", ",\n"), loc="left", fontsize=10)
         if place % len(agents) == 0:
             ax.set_ylabel(column)
         if place >= len(axes) - len(agents):
             ax.set_xlabel("update")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for i in range(len(columns)):
+        panels = axes[i * len(agents) : (i + 1) * len(agents)]
+        top = max(np.nanmax(line.get_ydata()) for ax in panels for line in ax.get_lines())
+        for ax in panels:
+            ax.set_ylim(0, 1.05 * top or 1)
     lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     return fig

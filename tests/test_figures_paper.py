@@ -248,7 +248,7 @@ def test_figures_draw_what_is_there(rows, tmp_path):
         figures_paper.budget_figure(alone),
         figures_paper.groups_figure(levels, shares, (0.4, 0.3, 0.5)),
         figures_paper.groups_figure(levels[:1], shares[:0], None),
-        figures_paper.seeds_figure(curves),
+        figures_paper.seeds_figure(curves, tested=rows),
         figures_paper.seeds_figure(alone[alone["update"] == 0], ("success",)),
     ):
         assert figures.render(fig) == figures.render(fig)
