@@ -161,6 +161,7 @@ _RETAIL = "python -m hero_mini study retail"
 _ABLATIONS = "python -m hero_mini study ablations_retail"
 _WORLDS = "python -m hero_mini study worlds"
 _NO_DEMOS = "python -m hero_mini study no_demos"
+_NO_HINTS = "python -m hero_mini study no_hints"
 _PROBE = "python -m hero_mini probe --preset full --out figures/data/probe_retail"
 CLAIMS = [
     Claim("base_success_retail", "The warmed-up agent solves some held-out tasks, with room to improve", "not given",
@@ -177,6 +178,8 @@ CLAIMS = [
           "lower (no number)", "-", _gain("full_demo", "success", study="no_demos"), _NO_DEMOS),
     Claim("hero_beats_base_retail_no_demos", "HERO raises success over the base agent with that warm-up, too",
           "higher", "+", _gain("hero", "success", study="no_demos"), _NO_DEMOS),
+    Claim("hero_beats_base_retail_no_hints", "The same with a warm-up that taught to read no diagnosis", "higher", "+",
+          _gain("hero", "success", study="no_hints"), _NO_HINTS),
     Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
           "reflection only 33.9, this 30.4 %", "+", _gain("hero", "success", "env_feedback"), _RETAIL,
           size=0.035),

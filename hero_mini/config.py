@@ -11,7 +11,7 @@ from hero_mini import envs
 from hero_mini.runtime import HeroError, check_known
 
 ADAPTERS = Path(__file__).parent / "adapters"  # shipped: warm-ups of the embedded model
-WARMUPS = {"default": "warmup", "worlds": "worlds", "no_demos": "no_demos"}  # the embedded model's names and warm-ups
+WARMUPS = {"default": "warmup"} | {name: name for name in ("worlds", "no_demos", "no_hints")}  # of the embedded model
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
 

@@ -127,7 +127,7 @@ def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float |
     if chance is not None:
         ax.axvline(chance, color=BLACK, linestyle="--", linewidth=1)
     ax.set_xlim(left=0, right=max(ax.get_xlim()[1], 0.1) * 1.08)
-    ax.set_xlabel(f"{label} (whiskers: 95 % interval over seeds and tasks)" if "low" in table else label, loc="right")
+    ax.set_xlabel(f"{label} (whiskers: 95 % interval)" if "low" in table else label, loc="right")
     return fig
 
 

@@ -161,8 +161,8 @@ def token_weights(turn: Tensor, rollout: Tensor, hinted: Tensor | None = None, n
 
 
 def hero_loss(divergence: Tensor, turn: Tensor, rollout: Tensor, *, hinted: Tensor | None = None) -> Tensor:
-    """HERO's loss in nats, a scalar (the loss in paper.md's rendering): the mean over the tokens of a turn, then over
-    the hinted turns of a rollout, then over the rollouts that have one (the last mean is our choice).
+    """HERO's loss in nats, a scalar: the mean over the tokens of a turn, then over the hinted turns of a rollout, then
+    over the rollouts that have one (the paper's loss, from a secondary reading; the last mean is our choice).
 
     divergence: (N,) nats, from `token_divergence` or `sampled_reverse_kl`
     turn, rollout, hinted: (N,), see `token_weights`, which a loop over micro-batches uses directly

@@ -122,7 +122,7 @@ def load_policy(
 ) -> Policy:
     """A policy ready to act: weights loaded, adapter merged, in eval mode.
 
-    model: "default", "worlds" or "no_demos" (SmolLM2-135M-Instruct with that warm-up), a hub id, or a folder
+    model: one of `config.WARMUPS` (SmolLM2-135M-Instruct with that warm-up), a hub id, or a folder
     adapter: "default" (the embedded model's warm-up; nothing for others), a peft folder or hub id, None. One that was
         trained on other adapters brings them along, see `merged_into`
     device: "auto" (CUDA, else MPS, else CPU) or torch's name for one;  dtype: "auto", "bfloat16", "float32", "float16"

@@ -88,7 +88,7 @@ def show(fig: Figure, *, alt: str, name: str | Path | None = None) -> None:
 def source(*objects: object) -> None:
     """The package's own code of functions or classes, so that a page never retypes it."""
     text = "\n\n".join(inspect.getsource(o).rstrip() for o in objects)
-    shown = HtmlFormatter(prestyles="font-family:monospace;white-space:pre-wrap")
+    shown = HtmlFormatter(prestyles="font-family:monospace;white-space:pre-wrap;word-break:normal")
     _put("text/html", highlight(text, PythonLexer(), shown), text)
 
 

@@ -121,6 +121,12 @@ def _retail(suffix: str = "") -> pd.DataFrame:
     return paper.headline(paper.in_world(paper.read_all(DATA, suffix), "retail"))
 
 
+def _left_out() -> dict[str, pd.DataFrame]:
+    """The rows of the studies from a warm-up that lacks a lesson, by what it lacks."""
+    files = {"no demonstrations": DATA / "no_demos.csv", "no diagnoses": DATA / "no_hints.csv"}
+    return {lacking: paper.read(file) for lacking, file in files.items() if file.exists()}
+
+
 def draw() -> None:
     """The figures of all data that are there."""
     from hero_mini import figures
@@ -146,11 +152,10 @@ def draw() -> None:
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
     if len(rows := _retail()):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
-    if len(rows) and (DATA / "no_demos.csv").exists():
-        both = {"demonstrations practised": rows, "not practised": paper.read(DATA / "no_demos.csv")}
-        effects = paper.side_by_side(both, [("full_demo", "base"), ("hero", "base")])
+    if len(rows) and (others := _left_out()):
+        effects = paper.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
         titles = {"success": "success (share)", "turns": "turns per episode"}
-        figures.save(effects_figure(effects, titles), "figures/no_demos")
+        figures.save(effects_figure(effects, titles), "figures/warmups")
     if len(rows := _retail("_curves")):
         shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
@@ -169,6 +174,7 @@ def report() -> None:
         ("rates", "grid_retail.csv", agents_table),
         ("own rates", "grid_retail.csv", own_rates),
         ("no_demos", "no_demos.csv", agents_table),
+        ("no_hints", "no_hints.csv", agents_table),
         ("updates", "updates_retail.csv", agents_table),
     ):
         if (DATA / source).exists():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hero_mini.config import Sizes, TrainConfig, sizes
+from hero_mini.config import WARMUPS, Sizes, TrainConfig, sizes
 from hero_mini.envs import MINI
 from hero_mini.runtime import check_known
 
@@ -159,9 +159,10 @@ def _worlds(size: Sizes) -> list[Job]:
     return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in range(size.seeds)]
 
 
-def _no_demos(size: Sizes) -> list[Job]:
+def _unpractised(grown: str) -> Callable[[Sizes], list[Job]]:
+    """From a warm-up that lacks a lesson. Of one arm and seed the masses of page 07 are measured: it takes long."""
     arms = ("base", "hero", "full_demo")
-    return [Job(arm, seed, growth=arm == "full_demo" and seed == 0) for seed in range(size.seeds) for arm in arms]
+    return lambda size: [Job(a, seed, growth=(a, seed) == (grown, 0)) for seed in range(size.seeds) for a in arms]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
@@ -183,11 +184,12 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "groups_retail": _groups_retail,  # rollouts per task
     "worlds": _worlds,  # HERO on each world, and from retail to the others
     "grid_retail": _grid_retail,  # settings of every arm, chosen on the validation split
-    "no_demos": _no_demos,  # is it the warm-up that lets a demonstration help?
+    "no_demos": _unpractised("full_demo"),  # is it the warm-up that lets a demonstration help?
+    "no_hints": _unpractised("hero"),  # and a diagnosis?
 }
 
 # which they start from, unless told otherwise
-MODELS = dict.fromkeys(STUDIES, "default") | {"worlds": "worlds", "no_demos": "no_demos"}
+MODELS = {study: study if study in WARMUPS else "default" for study in STUDIES}
 
 
 def jobs(name: str, preset: str, model: str | None = None) -> list[Job]:

@@ -268,7 +268,7 @@ def test_a_difference_has_its_numbers_and_a_tick_per_seed(rows):
 def made_up(folder: Path, keep) -> None:
     """Every study's tables, of the jobs that `keep` accepts."""
     folder.mkdir(parents=True)
-    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds", "no_demos", "no_hints"):
         jobs = [job for job in study.STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
         tested = [outcomes(job.arm, job.variant, env=env, trained_on=job.env) for job in jobs for env in job.tests]
         trained = [curve(job.arm, job.variant, env=job.env) for job in jobs if job.arm != "base"]
@@ -301,7 +301,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
 def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "figures" / "data").mkdir(parents=True)
     said = run_page(tmp_path, monkeypatch)
-    for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos"):
+    for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos", "no_hints"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
     counts = re.findall(r"(\d+) claims of [^:]+: (\d+) not run yet\.", said)
