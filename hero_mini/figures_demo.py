@@ -20,11 +20,11 @@ def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int =
     Every column of numbers adds up to 100 %. The framed cells are the step that is due; above them a teacher is ahead.
     """
     cells = cells[cells["context"].isin(contexts)]
-    last = int(cells[["at_step", "step"]].to_numpy().max())
+    last, due = int(cells["step"].max()), int(cells.loc[cells["n"] > 0, "at_step"].max())  # where there are turns
     across = min(columns, len(contexts))
     down = -(-len(contexts) // across)
     fig, axes = blank(
-        1.2 + 0.55 * last * across + 0.6 * across, (1.3 + 0.4 * (last + 1)) * down, rows=down, columns=across
+        1.2 + 0.46 * due * across + 0.6 * across, (1.3 + 0.4 * (last + 1)) * down, rows=down, columns=across
     )
     for ax in axes[len(contexts) :]:
         ax.set_axis_off()
@@ -32,17 +32,17 @@ def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int =
         mine = cells[cells["context"] == context]
         total = mine.assign(mass=mine["mass"] * mine["n"]).groupby(["step", "at_step"])["mass"].sum().unstack()
         turns = mine[mine["step"] == 0].groupby("at_step")["n"].sum()
-        share = (total / turns).reindex(index=range(last + 1), columns=range(1, last + 1))  # (steps + other, places)
+        share = (total / turns).reindex(index=range(last + 1), columns=range(1, due + 1))  # (steps + other, places)
         ax.grid(False)
         ax.imshow(share.fillna(0.0), cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
         for (k, at), value in np.ndenumerate(share.to_numpy()):
             if value >= 0.005:
                 color = "white" if value > 0.55 else BLACK
                 ax.text(at, k, f"{value:.0%}".rstrip("%"), ha="center", va="center", fontsize=8, color=color)
-        for at in range(last):
+        for at in range(due):
             ax.add_patch(Rectangle((at - 0.5, at + 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.6))
         ax.set_yticks(range(last + 1), ["other", *map(str, range(1, last + 1))])
-        ax.set_xticks(range(last), [f"{at}\n{turns.get(at, 0)}" for at in range(1, last + 1)], fontsize=9)
+        ax.set_xticks(range(due), [f"{at}\n{turns.get(at, 0)}" for at in range(1, due + 1)], fontsize=9)
         ax.set_title(context, loc="left", fontsize=11)
     axes[0].set_ylabel("step of the run (% of mass)")
     axes[0].set_xlabel("step that is due; n turns below")
@@ -87,8 +87,7 @@ def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
 def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     """One number before training against the outcome: columns arm, gain, low, high, each, and a column per number.
 
-    A panel per number with the arm's name at its point; bar: 95 % interval of the gain; each: the gain of every seed, a
-    short line.
+    A panel per number, the arms numbered; bar: 95 % interval of the gain; each: the gain of every seed, a short line.
     """
     across = min(3, len(shown))
     down = -(-len(shown) // across)
@@ -96,19 +95,18 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     for ax, (number, title) in zip(axes, shown.items(), strict=False):
-        middle = (points[number].min() + points[number].max()) / 2
         for i, row in enumerate(points.to_dict("records")):
-            color, marker = style_of(row["arm"], i)
+            color, place = style_of(row["arm"], i)[0], (row[number], row["gain"])
             ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
-            ax.plot(row[number], row["gain"], marker=marker, color=color, markersize=8)
-            ax.plot([row[number]] * len(row["each"]), row["each"], linestyle="", marker="_", color=BLACK, markersize=10)
-            side = {"xytext": (-6, 4), "ha": "right"} if row[number] > middle else {"xytext": (6, 4), "ha": "left"}
-            ax.annotate(row["arm"], (row[number], row["gain"]), textcoords="offset points", fontsize=8, **side)
+            ax.plot([row[number]] * len(row["each"]), row["each"], linestyle="", marker="_", color=BLACK, markersize=14)
+            ax.plot(*place, "o", color=color, markersize=12, markeredgecolor="white", label=f"{i + 1} {row['arm']}")
+            ax.annotate(str(i + 1), place, ha="center", va="center_baseline", color="white", fontsize=8, weight="bold")
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
-        ax.margins(x=0.3)
+        ax.margins(x=0.12)
         ax.set_xlabel(title, fontsize=10)
     for ax in axes[::across]:
         ax.set_ylabel("success − base, held-out tasks")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return fig
 
 

@@ -130,33 +130,37 @@ def seeds_figure(
     tested: rows of held-out rollouts; the mean of a run is an open marker behind its last update, since an update's own
         rollouts measure the agent before it
     """
-    agents = list(dict.fromkeys(curves["agent"]))
-    seeds = sorted(curves["seed"].unique())
-    width, height = max(5.0, 1.0 + 2.1 * len(agents)), 0.8 + 2.2 * len(columns)
-    fig, axes = blank(width, height, rows=len(columns), columns=len(agents))
-    for place, ax in enumerate(axes):
-        column, agent = columns[place // len(agents)], agents[place % len(agents)]
-        for seed, run in curves[curves["agent"] == agent].sort_values("update").groupby("seed"):
-            i = seeds.index(seed)
-            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
-            x, y = run["update"].tolist(), run[column].tolist()
-            ax.plot(x, y, linewidth=1.2, markersize=4, label=f"seed {seed}", **style)
-            if tested is not None:
-                mine = tested[(tested["agent"] == agent) & (tested["seed"] == seed)]
-                end = [x[-1], x[-1] + 1], [y[-1], mine[column].mean()]  # nan, which is not drawn, without rows
-                ax.plot(*end, ":", linewidth=1, markersize=6, markevery=[1], markerfacecolor="white", **style)
+    agents, seeds = list(dict.fromkeys(curves["agent"])), sorted(curves["seed"].unique())
+    across = min(4, len(agents))
+    bands = -(-len(agents) // across)  # of panels: in each a row per number
+    size = max(5.0, 1.0 + 2.3 * across), 0.8 + 2.1 * len(columns) * bands
+    fig, axes = blank(*size, rows=len(columns) * bands, columns=across)
+    grid = np.reshape(axes, (bands, len(columns), across))
+    for place in range(bands * across):
+        panels = grid[place // across, :, place % across]
+        for ax, column in zip(panels, columns, strict=True):
+            if place >= len(agents):
+                ax.set_axis_off()
+                continue
+            for seed, run in curves[curves["agent"] == agents[place]].sort_values("update").groupby("seed"):
+                i = seeds.index(seed)
+                style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+                x, y = run["update"].tolist(), run[column].tolist()
+                ax.plot(x, y, linewidth=1.2, markersize=4, label=f"seed {seed}", **style)
+                if tested is not None:
+                    mine = tested[(tested["agent"] == agents[place]) & (tested["seed"] == seed)]
+                    end = [x[-1], x[-1] + 1], [y[-1], mine[column].mean()]  # nan, which is not drawn, without rows
+                    ax.plot(*end, ":", linewidth=1, markersize=6, markevery=[1], markerfacecolor="white", **style)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if place < len(agents):
-            ax.set_title(agent.replace(", ", ",\n"), loc="left", fontsize=10)
-        if place % len(agents) == 0:
-            ax.set_ylabel(column)
-        if place >= len(axes) - len(agents):
-            ax.set_xlabel("update")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for i in range(len(columns)):
-        panels = axes[i * len(agents) : (i + 1) * len(agents)]
-        top = max(np.nanmax(line.get_ydata()) for ax in panels for line in ax.get_lines())
-        for ax in panels:
+            panels[0].set_title(agents[place].replace(", ", ",\n"), loc="left", fontsize=10)
+            panels[-1].set_xlabel("update")
+    for row, column in enumerate(columns):
+        top = max(np.nanmax(line.get_ydata()) for ax in grid[:, row].flat for line in ax.get_lines())
+        for ax in grid[:, row].flat:
             ax.set_ylim(0, 1.05 * top or 1)
+        for ax in grid[:, row, 0]:
+            ax.set_ylabel(column)
     lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     return fig

@@ -60,7 +60,7 @@ def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> p
     parts = {
         "turns, solved": rows["turns"].where(won),
         "turns, failed": rows["turns"].where(~won),
-        "failures that ended early": early,
+        "ended early, share of failures": early,
         "wasted turns": rows["wasted"],
     }
     table = pd.DataFrame({"agent": rows["agent"], **parts}).groupby("agent", sort=False).mean()
@@ -99,8 +99,8 @@ def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns
     return pd.DataFrame(found)
 
 
-def own_rates(rows: pd.DataFrame) -> str:
-    """HERO against every other agent of the main comparison, each at its own learning rate, in words."""
+def against_others(rows: pd.DataFrame) -> str:
+    """HERO against every other agent of the main comparison, in words."""
     pairs = [("hero", agent) for agent in paper.headline(rows)["agent"].unique() if agent != "hero"]
     return "\n".join(f"- {line}" for line in paper.sentences(paper.effects(rows, pairs)))
 
@@ -172,17 +172,22 @@ def report() -> None:
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
-        ("own rates", "grid_retail.csv", own_rates),
+        ("own rates", "grid_retail.csv", against_others),
         ("no_demos", "no_demos.csv", agents_table),
         ("no_hints", "no_hints.csv", agents_table),
         ("updates", "updates_retail.csv", agents_table),
+        ("early", "early_retail.csv", agents_table),
+        ("early differences", "early_retail.csv", against_others),
     ):
         if (DATA / source).exists():
             made = make(paper.read(DATA / source))
             text = render(text, name, made if isinstance(made, str) else markdown(made))
-    for name, make in {"retail": agents_table, "turns": turns_table}.items():
-        if len(rows := _retail()):
-            text = render(text, name, markdown(make(rows)))
+    if len(rows := _retail()):
+        others = rows[rows["seed"] != 0]  # whose runs have chosen no learning rate
+        for name, made in {"retail": agents_table(rows), "turns": turns_table(rows)}.items():
+            text = render(text, name, markdown(made))
+        for name, mine in {"against": rows, "other seeds": others}.items():
+            text = render(text, name, against_others(mine))
     lessons = render(guide.read_text(encoding="utf-8"), "pages", overview())
     for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():
         atomic_write(path, content)

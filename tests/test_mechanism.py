@@ -304,8 +304,10 @@ def test_outcomes_are_drawn_at_their_numbers() -> None:
     points = pd.DataFrame(
         {"arm": ["a", "b"], "gain": [0.1, -0.2], "low": [0.0, -0.3], "high": [0.2, -0.1], "auc": [0.9, 0.6]}
     ).assign(each=[(0.1,), (-0.3, -0.1)])
-    (ax,) = figures_demo.outcome_figure(points, {"auc": "edge"}).axes
-    assert [t.get_text() for t in ax.texts] == ["a", "b"] and [t.xy for t in ax.texts] == [(0.9, 0.1), (0.6, -0.2)]
+    fig = figures_demo.outcome_figure(points, {"auc": "edge"})
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.texts] == ["1", "2"] and [t.xy for t in ax.texts] == [(0.9, 0.1), (0.6, -0.2)]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["1 a", "2 b"]
 
 
 # --- endings ---------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_turns_are_split_by_outcome():
     )
     (row,) = report.turns_table(rows, max_turns=10).to_dict("records")
     assert row["turns, solved"] == 6 and row["turns, failed"] == 7
-    assert row["failures that ended early"] == 0.5 and row["wasted turns"] == 3
+    assert row["ended early, share of failures"] == 0.5 and row["wasted turns"] == 3
 
 
 def test_every_agent_has_a_row():
