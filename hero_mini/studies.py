@@ -159,10 +159,12 @@ def _worlds(size: Sizes) -> list[Job]:
     return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in range(size.seeds)]
 
 
-def _unpractised(grown: str) -> Callable[[Sizes], list[Job]]:
-    """From a warm-up that lacks a lesson. Of one arm and seed the masses of page 07 are measured: it takes long."""
-    arms = ("base", "hero", "full_demo")
-    return lambda size: [Job(a, seed, growth=(a, seed) == (grown, 0)) for seed in range(size.seeds) for a in arms]
+def _no_demos(size: Sizes) -> list[Job]:
+    return [replace(job, growth=job.arm == "full_demo" and job.seed == 0) for job in _no_hints(size)]
+
+
+def _no_hints(size: Sizes) -> list[Job]:
+    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:
@@ -184,8 +186,8 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "groups_retail": _groups_retail,  # rollouts per task
     "worlds": _worlds,  # HERO on each world, and from retail to the others
     "grid_retail": _grid_retail,  # settings of every arm, chosen on the validation split
-    "no_demos": _unpractised("full_demo"),  # is it the warm-up that lets a demonstration help?
-    "no_hints": _unpractised("hero"),  # and a diagnosis?
+    "no_demos": _no_demos,  # is it the warm-up that lets a demonstration help?
+    "no_hints": _no_hints,  # and a diagnosis?
 }
 
 # which they start from, unless told otherwise
