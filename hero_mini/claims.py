@@ -180,6 +180,8 @@ CLAIMS = [
           "higher", "+", _gain("hero", "success", study="no_demos"), _NO_DEMOS),
     Claim("hero_beats_base_retail_no_hints", "The same with a warm-up that taught to read no diagnosis", "higher", "+",
           _gain("hero", "success", study="no_hints"), _NO_HINTS),
+    Claim("hero_beats_full_demo_retail", "HERO reaches more success than a full demonstration as feedback (a row added "
+          "after three seeds)", "higher (no number)", "+", _gain("hero", "success", "full_demo"), _RETAIL),
     Claim("hero_beats_env_feedback_retail", "HERO reaches more success than raw observation and outcome as feedback",
           "reflection only 33.9, this 30.4 %", "+", _gain("hero", "success", "env_feedback"), _RETAIL,
           size=0.035),
@@ -196,6 +198,8 @@ CLAIMS = [
           _gain("hero, outcomes=failure", "success"), _ABLATIONS),
     Claim("no_forgetting", "HERO does not raise the log perplexity of plain text (nats per token)", "no degradation",
           "0 or -", _no_forgetting, _RETAIL, size=0.05),
+    Claim("hero_beats_base_retail_worlds", "HERO raises success in retail from the warm-up in three worlds, too (a row "
+          "added after the runs)", "not given", "+", _gain("hero", "success", study="worlds"), _WORLDS),
     Claim("base_success_airline", "The warmed-up agent solves some held-out airline tasks", "not given", "0.15..0.45",
           _base_success("airline"), _WORLDS, aim=True),
     Claim("base_success_webshop", "The warmed-up agent solves some held-out shop tasks", "not given", "0.15..0.45",
