@@ -99,10 +99,8 @@ def _retail(size: Sizes) -> list[Job]:
         ("grpo", _groups(size, 4)),
     ]
     measured = ("base", "hero", "full_demo")  # of which general ability says something
-    grown = ("hero", "full_demo")  # whose teachers are told most; of the last seed alone, since it takes long
-    last = size.headline_seeds - 1
     return [
-        replace(_own_lr(arm, seed, settings), ability=arm in measured, growth=arm in grown and seed == last)
+        replace(_own_lr(arm, seed, settings), ability=arm in measured)
         for seed in range(size.headline_seeds)
         for arm, settings in arms
         if arm != "shuffled_hero" or seed < size.seeds  # a control, with as many seeds as an ablation
@@ -160,6 +158,7 @@ def _worlds(size: Sizes) -> list[Job]:
 
 
 def _no_demos(size: Sizes) -> list[Job]:
+    """The masses of page 07 are measured where the agent gets worse; of one seed, since it takes long."""
     return [replace(job, growth=job.arm == "full_demo" and job.seed == 0) for job in _no_hints(size)]
 
 

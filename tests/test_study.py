@@ -155,8 +155,9 @@ def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
     assert trained == ["hero", "shuffled_hero", "env_feedback", "full_demo", "grpo"]
     found = pd.read_csv(tmp_path / "data/retail_ability.csv", keep_default_na=False)
     assert set(found["arm"]) == {"base", "hero", "full_demo"} and set(found["item"]) == {"a", "b"}
-    grown = pd.read_csv(tmp_path / "data/retail_growth.csv", keep_default_na=False)
-    assert set(grown["arm"]) == {"hero", "full_demo"} and set(grown["update"]) == {0, 1}
+    study("no_demos", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    grown = pd.read_csv(tmp_path / "data/no_demos_growth.csv", keep_default_na=False)
+    assert set(grown["arm"]) == {"full_demo"} and set(grown["update"]) == {0, 1}
 
 
 def test_finished_runs_are_skipped(processes: Processes, tmp_path: Path) -> None:
