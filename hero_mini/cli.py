@@ -152,12 +152,14 @@ def build_parser() -> Parser:
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
     model_options(sub), work_options(sub, split="test")
     sub.add_argument("--k", type=positive, default=1, help="rollouts per task (mean@k)")
-    sub.add_argument("--label", help="what to call this agent in the table (default: base, or model and adapter)")
+    sub.add_argument(
+        "--label", type=printable, help="what to call this agent in the table (default: base, or model and adapter)"
+    )
     sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
 
     sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")
     model_options(sub)
-    sub.add_argument("--label", default="base", help="what to call this agent in the table")
+    sub.add_argument("--label", type=printable, default="base", help="what to call this agent in the table")
     sub.add_argument("--seed", type=int, default=0, help="the seed of the agent's training, for the table")
     sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"), help="this table is replaced")
 
@@ -237,6 +239,12 @@ def as_in_train(sub: Parser, *names: str) -> None:
         sub.add_argument(
             f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
         )
+
+
+def printable(text: str) -> str:
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{ascii(text)} holds characters that cannot be printed")
+    return text
 
 
 def positive(text: str) -> int:

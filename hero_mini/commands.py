@@ -145,17 +145,21 @@ def mechanism(options: argparse.Namespace) -> None:
 def growth(options: argparse.Namespace) -> None:
     from hero_mini import envs
     from hero_mini.growth import growth, kept
-    from hero_mini.models import load_policy, merged_into
+    from hero_mini.models import fingerprint, load_policy, merged_into
     from hero_mini.rollout import collect
     from hero_mini.tables import check_table, write_table
 
-    config, begun_with, agents = kept(options.run_folder)
+    config, begun_with, weights, agents = kept(options.run_folder)
     check_table(out := options.out or options.run_folder / "growth.csv")
     model, before = model_for(options.model, config.env), merged_into(begun_with)
     options.adapter = str(before[-1]) if before else "none"
     policy = _policy(options, config.env)
     if policy.name != begun_with:
         raise HeroError(f"{options.run_folder} was trained from {begun_with}, not from {policy.name}; set --model")
+    if weights != fingerprint(policy):
+        raise HeroError(
+            f"{options.run_folder} was trained from other weights than {policy.name} has now; train it again"
+        )
     tasks = envs.make(config.env).tasks(options.split, options.n or max(2, SIZES[options.preset].eval_tasks // 8))
     limits = {name: getattr(config, name) for name in ("max_turns", "max_action_tokens", "batch_size", "temperature")}
     rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **limits)

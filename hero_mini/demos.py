@@ -29,7 +29,7 @@ def siblings(rollout: Rollout, rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig) -> list[Rollout | None]:
-    """A demonstration for every rollout of an update; None for one that acts just like the expert.
+    """A demonstration for every rollout of an update; None for one that acts just like the expert, or if that fails.
 
     With `config.demo` "sibling", another successful rollout of the same task, and the expert's where there is none.
     """
@@ -39,7 +39,7 @@ def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainCon
             found.append(rng(config.seed, "sibling", rollout.task_id, rollout.repeat).choice(others))
         else:
             expert = expert_run(policy, rollout.env, rollout.task_id)
-            found.append(expert if expert.actions != rollout.actions else None)
+            found.append(expert if expert.success and expert.actions != rollout.actions else None)
     return found
 
 

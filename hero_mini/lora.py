@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hero_mini.models import Policy, fill_adapter
+from hero_mini.models import Policy, check_made_for, fill_adapter
 from hero_mini.parallel import add_up
 from hero_mini.runtime import HeroError, first_line
 
@@ -56,10 +56,12 @@ def load_student(student: Policy, folder: str | Path) -> None:
     raises HeroError: it cannot be read, or was made for another model or rank
     """
     try:
+        config = PeftConfig.from_pretrained(str(folder))
         fill_adapter(student.model, str(folder))
     except Exception as error:  # safetensors, peft and torch each have their own kinds
         reason = first_line(error)
         raise HeroError(f"Training cannot go on from {folder} ({reason}): check the folder and the rank.") from error
+    check_made_for(config, student.name, str(folder))
 
 
 @contextmanager

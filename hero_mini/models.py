@@ -26,7 +26,7 @@ from transformers.utils import logging
 from hero_mini.attention import register
 from hero_mini.config import ADAPTERS, WARMUPS
 from hero_mini.embedded import NAME, embedded_model
-from hero_mini.runtime import HeroError, first_line, nearest
+from hero_mini.runtime import HeroError, expanded, first_line, nearest
 
 START, END = "<|im_start|>", "<|im_end|>"
 WARMUP_FILE = "warmup.json"  # in an adapter's folder: how it was warmed up
@@ -56,6 +56,11 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model reads at once."""
+        return self.model.config.get_text_config().max_position_embeddings
 
     @cached_property
     def eos_id(self) -> int:
@@ -152,7 +157,7 @@ def load_policy(
 def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
     logging.disable_progress_bar()
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     local = isinstance(source, Path) or folder.exists() or not HUB_ID.fullmatch(source)
     if local and not (folder / "config.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
@@ -198,7 +203,7 @@ def _adapter(source: str | Path, why: str = "") -> tuple[str, PeftConfig]:
 
     why: what it is needed for, where nobody has asked for it
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.parent == ADAPTERS and not folder.is_dir():
         raise HeroError(f"The warm-up is not here: copy {folder} from the repository, or pass adapter=None.")
     place = str(folder.resolve() if folder.exists() else source)
@@ -213,13 +218,7 @@ def _adapter(source: str | Path, why: str = "") -> tuple[str, PeftConfig]:
 
 def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) -> tuple[PreTrainedModel, str]:
     """The network with the adapter's change added to its weights, and the name of the result."""
-    base = str(config.base_model_name_or_path or "an unnamed model")
-    (made_for, *before), (model, *merged) = base.split("+"), name.split("+")
-    if Path(made_for).name != Path(model).name or before != merged:
-        raise HeroError(
-            f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
-            "if both are the same, correct base_model_name_or_path in adapter_config.json there."
-        )
+    check_made_for(config, name, where)
     try:
         peft_model = PeftModel(network, config)
         fill_adapter(peft_model, where)
@@ -229,6 +228,17 @@ def _merge(network: PreTrainedModel, name: str, where: str, config: PeftConfig) 
             "load it with the model that it was made for, or pass adapter=None."
         ) from error
     return peft_model.merge_and_unload(), f"{name}+{Path(where).name if _shipped(where) else where}"
+
+
+def check_made_for(config: PeftConfig, name: str, where: str) -> None:
+    """raises HeroError: the adapter was trained on another model, or on this one with other adapters merged into it"""
+    base = str(config.base_model_name_or_path or "an unnamed model")
+    (made_for, *before), (model, *merged) = base.split("+"), name.split("+")
+    if Path(made_for).name != Path(model).name or before != merged:
+        raise HeroError(
+            f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
+            "if both are the same, correct base_model_name_or_path in adapter_config.json there."
+        )
 
 
 def fill_adapter(peft_model: PeftModel, where: str) -> None:

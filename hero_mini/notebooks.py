@@ -104,6 +104,7 @@ def reproduce(preset: str, parameters: dict[str, str], out: Path = Path("runs/no
     """All notebooks in order with one preset; prints where pages are and the table base -> HERO."""
     notebooks = all_notebooks()
     parameters = {"preset": preset, "out": str(out), **{k: _value(v) for k, v in parameters.items()}}
+    out = Path(str(parameters["out"]))
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     for notebook in tqdm(notebooks, desc="notebooks"):

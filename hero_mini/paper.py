@@ -17,6 +17,7 @@ import pandas as pd
 
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.evaluate import by_task, interval
+from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR, STUDIES, jobs
 from hero_mini.tables import origin, read_table
 
@@ -107,10 +108,14 @@ def alike(data: Path, suffix: str = "") -> list[Path]:
     One base agent, trained by the same rules, has to be behind all rows of a comparison. Older tables do not name the
     rules: they stand beside each other, and beside no newer one. A study on validation tasks is none of them: settings
     were chosen on it.
+    raises HeroError: only some of the tables say how they were made
     """
     tested = [name for name in STUDIES if {job.split for job in jobs(name, "full")} == {"test"}]
     paths = [path for name in tested if (path := data / f"{name}{suffix}.csv").exists()]
     made = {path: _settings(path) for path in paths}
+    lost = [str(path) for path in paths if not origin(path)]
+    if 0 < len(lost) < len(paths):
+        raise HeroError(f"nobody knows how {', '.join(lost)} was made: its .json is not there; restore both")
     by_age = sorted(paths, key=lambda path: str(origin(path).get("date", "")))
     newest = {made[path]["model"]: made[path] for path in by_age}
 

@@ -45,9 +45,12 @@ def start(model: str) -> str:
     """What tells runs of one start from those of another: the warm-up adapter, or a model that starts without one.
 
     Of a model's folder it knows the place, and beginning and end of the weights, lest other weights there go unnoticed.
+    raises HeroError: the warm-up's weights are not there
     """
     if model in WARMUPS:
         weights = ADAPTERS / WARMUPS[model] / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise HeroError(f"the warm-up of {model} is not here; copy {weights.parent} from the repository")
         return hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     digest = hashlib.sha256(model.encode())
     for file in sorted(Path(model).glob("*.safetensors")):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from math import exp
 
 import pandas as pd
@@ -136,20 +137,36 @@ def ask_about(policy: Policy, rollout: Rollout, t: int) -> list[int]:
     return policy.message("system", question(rollout, t)) + policy.header()
 
 
-def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
-    """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers.
-
-    A policy without our warm-up is told first how a diagnosis is written. An answer that was cut off cannot be read:
-    its correction would end in the middle of an action.
-    """
+def _opening(policy: Policy, rollout: Rollout) -> list[int]:
+    """What the reflector hears before the first question. A policy without our warm-up is told how to answer."""
     heard = [i for segment, _ in segments(policy, rollout) for i in segment]
     if not policy.warmed_up:
         heard += policy.message("system", f"You will be asked about every turn. Answer with one line:\n{FORM}")
-    said, confidence = [], []
+    return heard
+
+
+def _fits(policy: Policy, length: int) -> bool:
+    """Whether an answer still fits into the model's context behind so many tokens."""
+    return length + TOKENS_PER_DIAGNOSIS <= policy.context_length
+
+
+def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
+    """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers.
+
+    An answer that was cut off cannot be read: its correction would end in the middle of an action. A turn of which
+    question and answer would no longer fit into the model's context gets no diagnosis, nor do those behind it.
+    """
+    heard, length = _opening(policy, rollout), 0
+    said, confidence = [], [0.0] * len(rollout.turns)
     for t in range(len(rollout.turns)):
-        answer = yield heard + ask_about(policy, rollout, t)
+        heard = heard + ask_about(policy, rollout, t)
+        length += len(heard)
+        if t and not _fits(policy, length):
+            break
+        answer = yield heard
+        length += len(answer.ids)
         said.append(policy.decode(answer.ids) + CUT * (answer.ids[-1:] != (policy.eos_id,)))
-        confidence.append(exp(sum(answer.logprobs)))
+        confidence[t] = exp(sum(answer.logprobs))
         heard = close_action(policy, answer.ids)
     read = parse_reflection(in_lines(said), rollout.actions)
     sure = (d and replace(d, confidence=c) for d, c in zip(read.diagnoses, confidence, strict=True))
@@ -157,19 +174,29 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
 
 
 def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool = False) -> Reflector:
-    """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice)."""
+    """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice).
+
+    A rollout that leaves no room for a first question gets no diagnosis.
+    """
+
+    def asked(rollout: Rollout) -> bool:
+        return _fits(policy, len(_opening(policy, rollout)) + len(ask_about(policy, rollout, 0)))
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
-        prompts = {r.system_prompt for r in rollouts}
-        return converse(
-            policy,
-            [lambda rollout=rollout: interview(policy, rollout) for rollout in rollouts],
-            [rng(0, "reflect", r.task_id, r.repeat) for r in rollouts],
-            shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
-            sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
-            usage=usage,
-            progress="reflections" if progress else "",
+        prompts, short = {r.system_prompt for r in rollouts}, [asked(r) for r in rollouts]
+        answers = iter(
+            converse(
+                policy,
+                [lambda rollout=rollout: interview(policy, rollout) for rollout in compress(rollouts, short)],
+                [rng(0, "reflect", r.task_id, r.repeat) for r in compress(rollouts, short)],
+                shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
+                sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
+                usage=usage,
+                progress="reflections" if progress else "",
+            )
         )
+        nothing = (Reflection((None,) * len(r.turns), "") for r in rollouts)
+        return [next(answers) if fits else empty for fits, empty in zip(short, nothing, strict=True)]
 
     return reflect
 

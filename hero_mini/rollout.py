@@ -78,8 +78,12 @@ class Rollout:
             judged = turn["info"].get("oracle", {"verdict": VERDICTS[0]})  # others' environments may have no oracle
             if not all(isinstance(turn[name], str) for name in texts) or judged["verdict"] not in VERDICTS:
                 raise ValueError("a turn is not whole")
+            if extra := judged.keys() - {"verdict", "cause", "better"}:
+                raise ValueError(f"a judgement says {extra}")
         if not turns:
             raise ValueError("an episode has a turn at least")
+        if not isinstance(fields["env"], str) or not isinstance(fields["reward"], int | float):
+            raise ValueError("no world, or no reward")
         return cls(**fields, turns=tuple(turns))
 
 
@@ -136,7 +140,7 @@ def episode(
         heard = close_action(policy, answer.ids) + open_action(policy, info["role"], observation)
         length += len(answer.ids) + len(heard)
         if not terminated:
-            context_full = length + max_action_tokens > policy.model.config.max_position_embeddings
+            context_full = length + max_action_tokens > policy.context_length
             truncated = truncated or context_full or len(turns) >= max_turns
     return Rollout(
         env.name, task.id, seed, env.system_prompt, tuple(turns), reward, terminated, truncated, repeat, context_full

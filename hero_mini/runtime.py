@@ -55,6 +55,16 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ spelt out. raises HeroError: nobody of that name has a home here, or it can be no path"""
+    try:
+        found = Path(path).expanduser()
+        found.exists()  # too long a name
+    except (RuntimeError, OSError, ValueError) as problem:
+        raise HeroError(f"{str(path)[:80]!r} is no path here ({first_line(problem)}); check the spelling") from problem
+    return found
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 # mallopt parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

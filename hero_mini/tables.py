@@ -20,8 +20,11 @@ RESTORE = "restore it (git checkout), delete it, or name another"
 
 
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
-    """Write `table` to `path`, and then its .json twin, which says how many rows there have to be."""
-    atomic_write(path, table.to_csv(index=False))
+    """Write `table` to `path`, and then its .json twin, which says how many rows there have to be.
+
+    A carriage return, which readers take for the end of a row, becomes a line break.
+    """
+    atomic_write(path, table.replace("\r\n?", "\n", regex=True).to_csv(index=False))
     write_origin(path, **about, rows=len(table))
 
 

@@ -121,10 +121,12 @@ def teacher_tree(
     demo: Rollout | None = None,
     *,
     always: bool = False,
+    fitting: bool = False,
 ) -> tuple[Tree, list[int | None]]:
     """One rollout as the teacher reads it; per turn the node that holds the student's action, None without a hint.
 
     always: a turn without a diagnosis gets what it has, the observation and the outcome
+    fitting: what does not fit into the model's context is no hint; otherwise scoring it is an error
     raises HeroError: unknown context, or a full_demo without a successful demonstration other than the rollout itself
     """
     check_context(context)
@@ -134,7 +136,8 @@ def teacher_tree(
             check_demonstration(rollout, demo)
         every = [True] * len(rollout.turns)
         trunk = add_trunk(policy, grown, rollout, scored=every, demo=demo if context == "full_demo" else None)
-        return grown, list(trunk.actions)
+        left_out = fitting and grown.nodes[trunk.end].end > policy.context_length
+        return grown, [None] * len(every) if left_out else list(trunk.actions)
     trunk = add_trunk(policy, grown, rollout, scored=[False] * len(rollout.turns))
     nodes: list[int | None] = []
     for number, (turn, decision, diagnosis) in enumerate(
@@ -143,6 +146,9 @@ def teacher_tree(
         text = told_at(context, turn, outcome(rollout), diagnosis, always=always)
         label = f"turn {number} of {rollout.task_id} with its {context} context"
         nodes.append(None if text is None else add_branch(policy, grown, decision, text, turn.token_ids, label))
+        if text is not None and fitting and grown.nodes[-1].end > policy.context_length:
+            del grown.nodes[-2:]  # the branch
+            nodes[-1] = None
     return grown, nodes
 
 

@@ -156,7 +156,8 @@ def leakage(rows: pd.DataFrame) -> pd.DataFrame:
                 "n_new": int(new.sum()),
             }
         )
-    return pd.DataFrame(found)
+    means = ["named", "other", "difference", "low", "high", "share", "of_divergence", "new", "n_new"]
+    return pd.DataFrame(found, columns=["context", *means])
 
 
 def anchoring(rows: pd.DataFrame, plain: str, quoted: str) -> pd.DataFrame:
@@ -181,4 +182,4 @@ def anchoring(rows: pd.DataFrame, plain: str, quoted: str) -> pd.DataFrame:
                 "turns": len(edges),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["action", "student", plain, quoted, "difference", "low", "high", "turns"])

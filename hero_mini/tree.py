@@ -42,6 +42,11 @@ class Node:
     depth: int  # position id of the first token: the number of tokens on the path above it
     before: int  # slot of the token that the first one continues from; -1 at the root
 
+    @property
+    def end(self) -> int:
+        """The number of tokens on the path to its last token."""
+        return self.depth + len(self.ids)
+
 
 class Tree:
     """Segments of token ids; each sees its ancestors in full and itself causally.
@@ -68,7 +73,7 @@ class Tree:
             depth, before = 0, -1
         elif 0 <= parent < len(self.nodes):
             above = self.nodes[parent]
-            depth = above.depth + len(above.ids)
+            depth = above.end
             before = above.start + len(above.ids) - 1 if above.ids else above.before
         else:
             raise ValueError(f"parent {parent} is not one of the tree's {len(self.nodes)} nodes")
@@ -171,10 +176,11 @@ def _check(tree: Tree, index: int, limit: int) -> None:
     if not len(tree):
         raise ValueError(f"tree {index} has no tokens")
     for number, node in enumerate(tree.nodes):
-        if (end := node.depth + len(node.ids)) > limit:
+        if node.end > limit:
+            where = node.label or f"Segment {number} of tree {index}"
             raise HeroError(
-                f"{node.label or f'Segment {number} of tree {index}'} ends at token {end}, past the model's context of "
-                f"{limit}: use shorter episodes (max_turns, max_action_tokens) or a model with a longer context."
+                f"{where} ends at token {node.end}, past the model's context of {limit}: use shorter episodes "
+                "(max_turns, max_action_tokens) or a model with a longer context."
             )
 
 

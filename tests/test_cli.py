@@ -46,6 +46,20 @@ def test_numbers_out_of_range_are_refused(capsys, arguments):
     assert "has to be above 0" in capsys.readouterr().err
 
 
+def test_a_label_can_be_printed(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--label", "a\rb"])
+    assert "cannot be printed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/x", "x" * 300])
+def test_what_can_be_no_path_is_one_sentence(capsys, option, place):
+    assert main(["rollout", "--n", "1", option, place]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and place[:20] in said
+
+
 def test_the_shipped_warm_up_is_replaced_by_its_like_alone(capsys):
     assert main(["warmup", "--envs", "airline"]) == 1
     assert "name a folder with --out" in capsys.readouterr().err

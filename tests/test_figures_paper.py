@@ -213,6 +213,14 @@ def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
     assert paper.read_all(tmp_path / "nothing").empty and paper.alike(tmp_path / "nothing") == []
 
 
+def test_a_table_that_has_lost_its_twin_is_no_silent_gap(tmp_path):
+    for name in ("retail", "worlds"):
+        outcomes("base").to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "worlds.json").write_text('{"date": "2026-01-01"}')
+    with pytest.raises(HeroError, match="retail.csv was made: its .json is not there"):
+        paper.read_all(tmp_path)
+
+
 def test_an_agent_is_compared_where_it_was_trained():
     agents = [("base", "retail"), ("hero", "retail"), ("hero", "airline"), ("hero", "webshop")]
     rows = pd.concat([outcomes(arm, env="airline", trained_on=where) for arm, where in agents])

@@ -47,6 +47,11 @@ def test_the_same_episode_as_without_gymnasium(title: str) -> None:
             assert env.step(action) == (observation, reward, terminated, False, info | facts)
 
 
+def test_any_seed_of_gymnasium_is_a_task() -> None:
+    _, info = made("Retail", split="test").reset(seed=2**31 - 1)
+    assert info["task"] == f"retail/test/{2**31 - 1}"
+
+
 @every_world
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_text_of_the_worlds_lies_in_its_space(title: str, split: str) -> None:

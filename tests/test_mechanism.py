@@ -19,7 +19,7 @@ from hero_mini.envs.airline import NEW_CERTIFICATES
 from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
 from hero_mini.growth import growth, kept
 from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
-from hero_mini.models import Policy
+from hero_mini.models import Policy, fingerprint
 from hero_mini.reflect import Reflection, oracle
 from hero_mini.rollout import Rollout, close_action, collect, open_action, play
 from hero_mini.runtime import HeroError, rng
@@ -268,8 +268,9 @@ def test_a_run_keeps_an_agent_per_update_and_growth_measures_each(tiny: Policy, 
     config = TrainConfig(arm=arm, updates=2, tasks=2, group=2 if arm == "grpo" else 1, max_turns=3, steps=1)
     train(tiny, config, tmp_path)
     (tmp_path / "updates" / "3").mkdir()  # begun, and never written down
-    again, model, agents = kept(tmp_path)
-    assert again == config and model == tiny.name and [folder.name for folder in agents] == ["1", "2"]
+    again, model, weights, agents = kept(tmp_path)
+    assert again == config and (model, weights) == (tiny.name, fingerprint(tiny))
+    assert [folder.name for folder in agents] == ["1", "2"]
     last, own = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("updates/2", "adapter"))
     assert all(torch.equal(last[name], own[name]) for name in own)
     tasks = envs.make("retail").tasks("validation", 3)

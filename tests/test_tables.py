@@ -62,6 +62,11 @@ def test_half_a_table_is_not_read(tmp_path: Path, damage) -> None:
         tables.read_table(path)
 
 
+def test_a_carriage_return_ends_no_row(tmp_path: Path) -> None:
+    tables.write_table(tmp_path / "t.csv", pd.DataFrame({"said": ["a\rb", "c\r\nd"], "n": [1, 2]}))
+    assert tables.read_table(tmp_path / "t.csv")["said"].tolist() == ["a\nb", "c\nd"]
+
+
 def test_every_committed_table_says_how_long_it_is() -> None:
     made = [path for path in Path(__file__).parents[1].glob("figures/data/**/*.csv") if path.name != "claims.csv"]
     assert made and all(len(tables.read_table(path)) == tables.origin(path)["rows"] for path in made)

@@ -630,6 +630,30 @@ def test_without_a_demonstration_a_rollout_is_not_taught(
     assert both["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("arm", ["hero", "oracle_hero", "env_feedback", "full_demo", "shuffled_hero"])
+def test_an_episode_that_fills_the_context_ends_no_run(
+    tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    """What no longer fits is not diagnosed and no hint; the rest teaches."""
+    found: list[Rollout] = []
+
+    def kept(*which, **how) -> list[Rollout]:
+        found.extend(collect(*which, **how | {"max_action_tokens": 8}))
+        return found
+
+    monkeypatch.setattr(hero_mini.train, "collect", kept)
+    tiny.model.config.max_position_embeddings = 1500
+    train(tiny, replace(SMALL, arm=arm, updates=1, max_turns=30), tmp_path)
+    assert any(rollout.context_full for rollout in found)
+    assert metrics(tmp_path)["hinted"][0] < 1
+
+
+def test_a_failed_expert_gives_no_demonstration(tiny: Policy, rollouts: list[Rollout], monkeypatch) -> None:
+    failed = replace(expert_run(tiny, "retail", rollouts[0].task_id), reward=0.0)
+    monkeypatch.setattr("hero_mini.demos.expert_run", lambda *_: failed)
+    assert demonstrations(tiny, rollouts[:1], TrainConfig(arm="full_demo")) == [None]
+
+
 def test_the_arm_with_demonstrations_asks_for_them(tiny: Policy, rollouts: list[Rollout]) -> None:
     with pytest.raises(HeroError, match="pass demos="):
         one_update(tiny, rollouts, [[None] * len(r.turns) for r in rollouts], arm="full_demo")

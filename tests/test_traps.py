@@ -70,6 +70,13 @@ def test_a_quote_stands_before_the_text_of_its_turn(rollouts: list[Rollout]) -> 
     assert told.texts[2].endswith(f"{rollouts[0].turns[2].action}\nthe third")
 
 
+def test_without_a_turn_to_measure_the_tables_have_their_columns() -> None:
+    rows = pd.DataFrame(columns=["context", "good", "rollout", "turn", "student", "edge", "named", "seen"])
+    assert {"difference", "n_new"} < set(leakage(rows)) and {"action", "plain"} < set(
+        anchoring(rows, "plain", "quoted")
+    )
+
+
 def test_by_hand() -> None:
     def row(context: str, rollout: int, turn: int, edge: float, named: bool, good: bool, seen: bool = True) -> dict:
         about = {"context": context, "rollout": rollout, "turn": turn, "good": good, "token": 0}

@@ -129,7 +129,7 @@ class Generated:
 
     def task_named(self, task_id: str) -> Task:
         """The task with this id: "<env>/<split>/<index>", with "@<seed>" behind it for a seed other than 0."""
-        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,9}})(?:@(\d{{1,19}}))?", task_id)
+        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
         if found is None:
             raise HeroError(
                 f"{task_id!r} is no task of {self.name}; write {self.name}/<split>/<index>, such as {self.name}/test/0"

@@ -163,7 +163,7 @@ class Tau2Env:
         for task in (task for tasks in splits.values() for task in tasks):
             if task.id == task_id:
                 return task
-        found = re.fullmatch(rf"{self.name}/({'|'.join(splits)})/(\d{{1,9}})(?:@(\d{{1,9}}))?", task_id)
+        found = re.fullmatch(rf"{self.name}/({'|'.join(splits)})/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
         if found is None:
             raise HeroError(f"{task_id!r} is no task of {self.name}; write {self.name}/<number>, such as {self.name}/5")
         tasks = self.tasks(found[1], len(splits[found[1]]), int(found[3] or 0))

@@ -100,7 +100,7 @@ class RealWebShop:
         total = len(self.upstream.server.goals)
         if (found := re.fullmatch(rf"{self.name}/(\d{{1,9}})", task_id)) and int(found[1]) < total:
             return self._task(int(found[1]))
-        found = re.fullmatch(rf"{self.name}/({'|'.join(GOALS)})/(\d{{1,9}})(?:@(\d{{1,9}}))?", task_id)
+        found = re.fullmatch(rf"{self.name}/({'|'.join(GOALS)})/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
         if found is None:
             raise HeroError(f"{task_id!r} is no task of {self.name}; write {self.name}/<number>, 0 to {total - 1}")
         tasks = self.tasks(found[1], total, int(found[3] or 0))
