@@ -40,6 +40,8 @@ def outcomes(
         trial=0,
         success=won.astype(float),
         turns=draw.integers(3, 10, len(rows)),
+        repeated=draw.integers(0, 3, len(rows)),
+        errors=draw.integers(0, 3, len(rows)),
     )
 
 
