@@ -113,9 +113,12 @@ def _files(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _both_parts() -> Estimate:
-    """HERO's gain over the part from which its interval keeps the least distance: it has to beat either."""
+    """HERO's gain over the part from which its interval keeps the least distance: it has to beat either.
+
+    The seeds are those of the part that has fewer.
+    """
     gains = [_gain("hero", "success", part)() for part in ("diagnosis_only", "env_feedback")]
-    return min(gains, key=lambda gain: gain.low)
+    return min(gains, key=lambda gain: gain.low)._replace(n_seeds=min(gain.n_seeds for gain in gains))
 
 
 def _no_forgetting() -> Estimate:
