@@ -179,16 +179,16 @@ def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool
     A rollout that leaves no room for a first question gets no diagnosis.
     """
 
-    def asked(rollout: Rollout) -> bool:
+    def leaves_room(rollout: Rollout) -> bool:
         return _fits(policy, len(_opening(policy, rollout)) + len(ask_about(policy, rollout, 0)))
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
-        prompts, short = {r.system_prompt for r in rollouts}, [asked(r) for r in rollouts]
+        prompts, room = {r.system_prompt for r in rollouts}, [leaves_room(r) for r in rollouts]
         answers = iter(
             converse(
                 policy,
-                [lambda rollout=rollout: interview(policy, rollout) for rollout in compress(rollouts, short)],
-                [rng(0, "reflect", r.task_id, r.repeat) for r in compress(rollouts, short)],
+                [lambda rollout=rollout: interview(policy, rollout) for rollout in compress(rollouts, room)],
+                [rng(0, "reflect", r.task_id, r.repeat) for r in compress(rollouts, room)],
                 shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
                 sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
                 usage=usage,
@@ -196,7 +196,7 @@ def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool
             )
         )
         nothing = (Reflection((None,) * len(r.turns), "") for r in rollouts)
-        return [next(answers) if fits else empty for fits, empty in zip(short, nothing, strict=True)]
+        return [next(answers) if fits else empty for fits, empty in zip(room, nothing, strict=True)]
 
     return reflect
 
