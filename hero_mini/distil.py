@@ -172,8 +172,10 @@ def _distillation(
     hinted = torch.tensor([node in lessons[row].hinted for row, node in places], device=scored.ids.device)
     if not torch.equal(scored.ids[hinted], target.ids):
         raise AssertionError("student and teacher must score the same token ids")
-    if not scored.logits.isfinite().all():
-        raise HeroError("the student's logits are no numbers any more: set a lower lr, in a new folder, or use float32")
+    if not scored.logprobs.isfinite().all():
+        raise HeroError(
+            "the student's probabilities are no numbers any more: set a lower lr, in a new folder, or use float32"
+        )
     divergence = token_divergence(
         scored.logits[hinted].log_softmax(-1),
         target.logits.log_softmax(-1),
