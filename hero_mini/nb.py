@@ -106,6 +106,7 @@ def table(df: pd.DataFrame, caption: str = "") -> None:
     shown = shown.astype(object).where(shown.notna(), "–")
     html = shown.to_html(index=False, border=0)  # escapes the cells
     html = re.sub("<(t[hd])>", lambda cell: f"<{cell[1]} style='text-align:{next(sides)}'>", html)
+    html = re.sub(r"(\[[-+.\d]+,) ([-+.\d]+\])", r"\1&nbsp;\2", html)  # the line breaks before an interval, not in it
     if caption:
         html = html.replace(
             "<thead>", f"<caption style='text-align:left;white-space:nowrap'>{escape(caption)}</caption><thead>", 1

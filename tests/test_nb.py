@@ -116,6 +116,12 @@ def test_table_escapes_and_rounds(shown: Shown) -> None:
     assert data["text/plain"].startswith("1 < 2\n")
 
 
+def test_no_line_breaks_inside_an_interval(shown: Shown) -> None:
+    nb.table(pd.DataFrame({"ours": ["+0.05 [-0.02, 0.12]", "f([1, x], 2)"]}))
+    html, plain = (shown[0][0][kind] for kind in ("text/html", "text/plain"))
+    assert "+0.05 [-0.02,&nbsp;0.12]" in html and "f([1, x], 2)" in html and "[-0.02, 0.12]" in plain
+
+
 def test_the_name_of_the_columns_takes_no_cell(shown: Shown) -> None:
     """A pivot's columns have one."""
     rows = pd.DataFrame({"who": ["a", "b"], "what": ["x", "x"], "value": [1, 2]})
