@@ -64,7 +64,7 @@ class TrainConfig:
     max_action_tokens: int = 96
     batch_size: int = 64  # episodes in one cache while rolling out
     temperature: float = TEMPERATURE
-    lr: float = 5e-4  # of the adapter; constant after three updates of warm-up
+    lr: float = 5e-4  # of the adapter; rises over the first three updates, then stays
     steps: int = 6  # optimiser steps per update, each on its share of the rollouts
     rank: int = 16
     divergence: str = "jsd"

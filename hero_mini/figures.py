@@ -38,6 +38,13 @@ ARM_STYLE = {  # colour and marker of an arm or a teacher's context, in every fi
     "env_feedback": (GREEN, "v"),
     "full_demo": (ORANGE, "X"),
     "grpo": ("#777777", "*"),
+    "student": (BLACK, "o"),
+    "sibling": (ORANGE, "o"),  # these are kinds of a demonstration
+    "other_task": (ORANGE, "s"),
+    "masked": (ORANGE, "D"),
+    "local": (ORANGE, "^"),
+    "truncated": (ORANGE, "v"),
+    "next": (ORANGE, "P"),
 }
 VERDICT_STYLE = {  # colour and sign of a verdict, everywhere
     "necessary": (GREEN, "●"),
@@ -158,7 +165,7 @@ def learning_curves(
         ax.set_xlabel({"env_turns": "environment turns, spent before", "update": "updates"}.get(x, x))
         ax.set_title(column, loc="left")
         if metrics[column].min() >= 0:
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.06 * metrics[column].max() or 1)
     lines, names = axes[0].get_legend_handles_labels()
     where = {"loc": "outside lower center", "ncols": len(names), "frameon": False}
     fig.legend(lines, names, title="band: lowest to highest seed", fontsize=9, title_fontsize=8, **where)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from hero_mini.figures import BLACK, blank, style_of
+from hero_mini.figures import BLACK, MARKERS, blank, style_of
 from hero_mini.paper import seeds
 
 
@@ -85,28 +85,32 @@ def mass_figure(numbers: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
 
 
 def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
-    """One number before training against the outcome: columns arm, gain, low, high, each, and a column per number.
+    """One number before training against the outcome: columns arm, warm_up, gain, low, high, each, and one per number.
 
-    A panel per number, the arms numbered; bar: 95 % interval of the gain; each: the gain of every seed, a short line.
+    A panel per number, the arms numbered, a marker per warm-up; bar: 95 % interval of the gain; each: the gain of every
+    seed, a short line.
     """
     across = min(3, len(shown))
     down = -(-len(shown) // across)
     fig, axes = blank(3.3 * across, 3.2 * down, rows=down, columns=across)
+    markers = dict(zip(points["warm_up"].unique(), MARKERS, strict=False))
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     for ax, (number, title) in zip(axes, shown.items(), strict=False):
         for i, row in enumerate(points.to_dict("records")):
             color, place = style_of(row["arm"], i)[0], (row[number], row["gain"])
-            ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.5)
-            ax.plot([row[number]] * len(row["each"]), row["each"], linestyle="", marker="_", color=BLACK, markersize=14)
-            ax.plot(*place, "o", color=color, markersize=12, markeredgecolor="white", label=f"{i + 1} {row['arm']}")
-            ax.annotate(str(i + 1), place, ha="center", va="center_baseline", color="white", fontsize=8, weight="bold")
+            ax.plot([row[number]] * 2, [row["low"], row["high"]], color=color, linewidth=2, alpha=0.4)
+            ax.plot([row[number]] * len(row["each"]), row["each"], "_", color=color, markersize=7)
+            label = f"{i + 1} {row['arm']}; {row['warm_up']}"
+            ax.plot(*place, markers[row["warm_up"]], color=color, markersize=8, markeredgecolor="white", label=label)
+            beside = {"xytext": (6, 0), "ha": "left"} if i % 2 else {"xytext": (-6, 0), "ha": "right"}
+            ax.annotate(str(i + 1), place, textcoords="offset points", va="center", color=color, fontsize=9, **beside)
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
-        ax.margins(x=0.12)
+        ax.margins(x=0.14)
         ax.set_xlabel(title, fontsize=10)
     for ax in axes[::across]:
         ax.set_ylabel("success − base, held-out tasks")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return fig
 
 

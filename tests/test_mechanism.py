@@ -304,11 +304,11 @@ def test_a_turn_without_a_hint_is_not_measured(tiny: Policy, rollouts: list[Roll
 def test_outcomes_are_drawn_at_their_numbers() -> None:
     points = pd.DataFrame(
         {"arm": ["a", "b"], "gain": [0.1, -0.2], "low": [0.0, -0.3], "high": [0.2, -0.1], "auc": [0.9, 0.6]}
-    ).assign(each=[(0.1,), (-0.3, -0.1)])
+    ).assign(each=[(0.1,), (-0.3, -0.1)], warm_up=["all", "none"])
     fig = figures_demo.outcome_figure(points, {"auc": "edge"})
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.texts] == ["1", "2"] and [t.xy for t in ax.texts] == [(0.9, 0.1), (0.6, -0.2)]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["1 a", "2 b"]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["1 a; all", "2 b; none"]
 
 
 # --- endings ---------------------------------------------------------------------------------------------------------

@@ -77,6 +77,10 @@ def test_an_arm_has_to_beat_both_of_its_parts(data):
     claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["reflection_plus_observation_beats_either"] == 0.1
     assert claims["learns_from_failures_only"] == 0.2
+    fewer = pd.concat([rows[0], rows[1][rows[1]["seed"] == 0], rows[2]])
+    fewer.to_csv(data / "ablations_retail.csv", index=False)
+    both = claimed.claims_table().set_index("claim_id").loc["reflection_plus_observation_beats_either"]
+    assert both["n_seeds"] == 1 and both["verdict"].endswith("one seed"), "the seeds that all three have"
 
 
 def test_transfer_is_read_where_it_was_not_trained(data):
