@@ -269,7 +269,7 @@ def course(runs: pd.DataFrame, column: str) -> pd.DataFrame:
         third = max(1, len(values) // 3)
         late = values[-third:].mean() - values[-2 * third : -third].mean() if len(values) > third else NAN
         found.append({"seed": seed, "whole": values[-1] - values[0], "late": late})
-    return pd.DataFrame(found).set_index("seed")
+    return pd.DataFrame(found, columns=["seed", "whole", "late"]).set_index("seed")
 
 
 def at_budget(curves: pd.DataFrame) -> tuple[float, pd.DataFrame]:
