@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hero_mini import paper, probe, reflect
+from hero_mini import grading, paper, probe
 from hero_mini.evaluate import by_task, interval
 from hero_mini.tables import origin, read_table
 
@@ -139,7 +139,7 @@ def _no_forgetting() -> Estimate:
 
 def _reflection() -> Estimate:
     turns = read_table(_made(name := "probe_retail/reflection.csv"))
-    truth, said = reflect.blamed(turns)
+    truth, said = grading.blamed(turns)
     turns = turns.assign(right=truth == said)
     per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
     return Estimate(*_ratio_interval(per_rollout), 1, len(per_rollout), (name,))

@@ -62,7 +62,7 @@ def rollout(options: argparse.Namespace) -> None:
 
 
 def reflect(options: argparse.Namespace) -> None:
-    from hero_mini import reflect
+    from hero_mini import grading, reflect
     from hero_mini.rollout import load_rollouts, spells
     from hero_mini.runtime import atomic_write
 
@@ -86,10 +86,10 @@ def reflect(options: argparse.Namespace) -> None:
     else:
         reflector = reflect.endpoint_reflector(options.url, options.endpoint_model, api_key=_api_key())
     reflections = reflector(rollouts)
-    turns = reflect.turn_rows(rollouts, reflections)
+    turns = grading.turn_rows(rollouts, reflections)
     atomic_write(options.out, turns.to_csv(index=False))
-    print(reflect.quality(turns).round(3).to_string(index=False))
-    print(", ".join(f"{name} {value:.3f}" for name, value in reflect.blame(turns).items()))
+    print(grading.quality(turns).round(3).to_string(index=False))
+    print(", ".join(f"{name} {value:.3f}" for name, value in grading.blame(turns).items()))
     print(f"{sum(len(r.malformed) for r in reflections)} malformed lines; a row per turn in {options.out}")
 
 

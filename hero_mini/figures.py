@@ -173,7 +173,7 @@ def learning_curves(
 
 
 def reflection_table_figure(turns: pd.DataFrame) -> Figure:
-    """Confusion of verdicts, from `reflect.turn_rows`: the oracle's in rows, the reflector's in columns, counts."""
+    """Confusion of verdicts, from `grading.turn_rows`: the oracle's in rows, the reflector's in columns, counts."""
     said = turns["said"].fillna("no hint")
     columns = [*VERDICTS, "no hint"]
     counts = pd.crosstab(turns["truth"], said).reindex(index=VERDICTS, columns=columns, fill_value=0)

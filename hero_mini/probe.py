@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hero_mini import reflect
+from hero_mini import grading, reflect
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout
@@ -27,7 +27,7 @@ PROBES = {  # name -> context, whose diagnoses
 def probe(
     policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0, progress: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The policy's own reflections on its rollouts (`reflect.turn_rows`), and the edge of every teacher in PROBES.
+    """The policy's own reflections on its rollouts (`grading.turn_rows`), and the edge of every teacher in PROBES.
 
     The full demonstration joins with its own arm.
     """
@@ -38,7 +38,7 @@ def probe(
         edge_rows(policy, rollouts, context, [r.diagnoses for r in whose[source]], student=student).assign(probe=name)
         for name, (context, source) in tqdm(PROBES.items(), desc="teachers", disable=not progress)
     ]
-    return reflect.turn_rows(rollouts, own), pd.concat(edges, ignore_index=True)
+    return grading.turn_rows(rollouts, own), pd.concat(edges, ignore_index=True)
 
 
 def by_source(rollouts: Sequence[Rollout], own: Sequence[Reflection], *, seed: int) -> dict[str, Sequence[Reflection]]:

@@ -17,22 +17,19 @@ import pytest
 from hero_mini import envs
 from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Answer
+from hero_mini.grading import blame, calibration, quality, turn_rows
 from hero_mini.models import END, START, Policy
 from hero_mini.reflect import (
     Diagnosis,
     Reflection,
-    blame,
-    calibration,
     endpoint_reflector,
     in_lines,
     interview,
     oracle,
     parse_reflection,
-    quality,
     question,
     self_reflector,
     shuffled,
-    turn_rows,
 )
 from hero_mini.rollout import Rollout, Turn, Usage, segments
 from hero_mini.runtime import HeroError, rng
