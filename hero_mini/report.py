@@ -105,6 +105,19 @@ def against_others(rows: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in paper.sentences(paper.effects(rows, pairs)))
 
 
+def changes_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every agent outside the main comparison: its success, and paired with HERO and with the base agent."""
+    of = dict(tuple(rows.groupby("agent")))
+    found = []
+    for agent in sorted(set(of) - set(paper.headline(rows)["agent"])):
+        line = {"agent": agent, **_means(of[agent], ["success"])}
+        for other in ("hero", "base"):
+            gap = paper.effect(of[agent], of[other], "success") if other in of else None
+            line[f"minus {other}"] = paper.cell(gap["value"], gap["low"], gap["high"], "+") if gap else ""
+        found.append(line)
+    return pd.DataFrame(found)
+
+
 def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     """Success of named groups of a study's rows: the columns of `figures.success_bars`."""
     found = []
@@ -188,6 +201,8 @@ def report() -> None:
             text = render(text, name, markdown(made))
         for name, mine in {"against": rows, "other seeds": others}.items():
             text = render(text, name, against_others(mine))
+        if len(changes := changes_table(paper.in_world(paper.read_all(DATA), "retail"))):
+            text = render(text, "changes", markdown(changes))
     lessons = render(guide.read_text(encoding="utf-8"), "pages", overview())
     for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():
         atomic_write(path, content)

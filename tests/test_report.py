@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from hero_mini import claims as claimed
-from hero_mini import report
+from hero_mini import paper, report
 from hero_mini.studies import OWN_LR
 
 
@@ -150,3 +150,13 @@ def test_every_world_and_agent_has_a_row():
     bars = report.success_table((" in ".join(name), of_agent) for name, of_agent in rows.groupby(["arm", "env"]))
     assert bars["agent"].tolist() == ["base in retail, 3 seeds", "base in webshop, 3 seeds", "hero in webshop, 1 seed"]
     assert set(bars["n"]) == {40}
+
+
+def test_changes_are_compared_with_hero_and_the_base_agent():
+    rows = agents(0.4)
+    rows = pd.concat([rows, rows[rows["arm"] == "hero"].assign(arm="oracle_hero")]).assign(variant="")
+    rows = rows.assign(agent=[paper.agent(r.arm, r.variant) for r in rows.itertuples()])
+    (change,) = report.changes_table(rows).to_dict("records")
+    assert change["agent"] == "oracle_hero" and change["minus hero"] == "+0.000 [+0.000, +0.000]"
+    assert change["minus base"].startswith("+0.400")
+    assert report.changes_table(rows[rows["arm"] != "oracle_hero"]).empty
