@@ -2,6 +2,10 @@
 
 import sys
 
-from hero_mini.cli import main
+try:
+    from hero_mini.cli import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # before there was anything to lose
+    status = 130
+sys.exit(status)

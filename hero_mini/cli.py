@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.line = shlex.join(["python", "-m", "hero_mini", *arguments])
     if unknown:  # reported by the command's own parser, which knows its options
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a label
     try:
         options.run(options)
     except HeroError as error:
@@ -155,7 +158,12 @@ def build_parser() -> Parser:
     sub.add_argument(
         "--label", type=printable, help="what to call this agent in the table (default: base, or model and adapter)"
     )
-    sub.add_argument("--out", type=Path, default=Path("runs/eval.csv"), help="rows are added to this table")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/eval.csv"),
+        help="table that the rows are added to; the same agent's of this seed, world and split are replaced",
+    )
 
     sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")
     model_options(sub)

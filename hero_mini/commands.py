@@ -24,7 +24,13 @@ def _policy(options: argparse.Namespace, env: str):
 
     model = model_for(options.model, env)
     adapter = None if options.adapter.lower() == "none" else options.adapter
-    return load_policy(model, adapter=adapter, device=options.device)
+    policy = load_policy(model, adapter=adapter, device=options.device)
+    asked = WARMUPS.get(options.model) if options.model != "default" and adapter not in (None, "default") else None
+    if asked and asked not in policy.name.split("+"):
+        raise HeroError(
+            f"{adapter} was trained on {policy.name.rpartition('+')[0]}, not on {options.model}; leave --model out"
+        )
+    return policy
 
 
 def _rollouts(options: argparse.Namespace, policy, *, repeats: int = 1):
@@ -194,7 +200,7 @@ def eval(options: argparse.Namespace) -> None:
 
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
     named = [] if options.model == "default" else [options.model]
-    named += {"default": [], "none": ["no warm-up"]}.get(options.adapter, [options.adapter])
+    named += {"default": [], "none": ["no warm-up"]}.get(options.adapter.lower(), [options.adapter])
     named += [options.endpoint_model] if options.endpoint_model else []
     label, limits = options.label or ", ".join(named) or "base", _limits(options)
     check_table(options.out)
@@ -217,6 +223,8 @@ def eval(options: argparse.Namespace) -> None:
         raise HeroError(f"{problem}; the rows of this evaluation are in {spare}") from problem
     same = (others["arm"] == label) & (others["seed"] == options.seed)
     same &= others["task"].str.startswith(f"{options.env}/{options.split}/")
+    if same.any():
+        print(f"replaces {same.sum()} earlier rows of {label!r}, seed {options.seed}, by {len(rows)}")
     table = pd.concat([others[~same], rows]) if len(others[~same]) else rows
     columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
     write_table(options.out, table[columns], command=options.line)
@@ -254,7 +262,7 @@ def study(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     from hero_mini.memory import KNOWN, fits, needs
 
-    models, settings = [options.model] if options.model else list(KNOWN), vars(options)
+    models, settings = list(KNOWN) if options.model is None else [options.model], vars(options)
     settings = {name: settings[name] for name in ("rank", "max_tokens")}
     print(needs(models, **settings).round(2).to_string(index=False))
     print(f"\nA training step, and how many rollouts of {options.context} tokens fit at once (plan with half of them):")

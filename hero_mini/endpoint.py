@@ -40,4 +40,4 @@ def chat(
         raise HeroError(
             f"{who} at {url} gave no chat completion ({problem!r}); check the address, the model name and the key"
         ) from problem
-    return text
+    return text.encode("utf-8", "replace").decode()  # half a character, which JSON can spell, cannot be written down

@@ -36,8 +36,8 @@ class Sampling:
     max_tokens: int = 96  # an answer ends with the end-of-turn token, or is cut here
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0 (or use greedy=True)")
+        if not 1e-3 <= self.temperature <= 1e3:
+            raise ValueError(f"temperature is {self.temperature}; it must be from 0.001 to 1000 (or use greedy=True)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.max_tokens < 1:

@@ -32,7 +32,13 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> P
 
     The policy passed in stays as it is and shares its frozen weights with the student.
     rank: of every adapted matrix; alpha is twice the rank (our choice)
+    raises HeroError: the model has none of the layers to adapt, or the rank is above its width
     """
+    text = policy.model.config.get_text_config()
+    if not any(name.split(".")[-1] in TARGETS for name, _ in policy.model.named_modules()):
+        raise HeroError(f"a {text.model_type} model has none of the layers that adapters train here: take one as Qwen3")
+    if rank > text.hidden_size:
+        raise HeroError(f"rank is {rank}, but {policy.name} is only {text.hidden_size} wide; set it lower")
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, bias="none")
     base = copy.deepcopy(policy.model, {id(p): p for p in policy.model.parameters()})  # peft rebuilds its modules
     with torch.random.fork_rng(devices=[]):

@@ -85,9 +85,10 @@ def read_config(model: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as problem:  # transformers and the hub each have their own kinds
+        meant = nearest(name, [*KNOWN, *WARMUPS])
         raise HeroError(
-            f"no configuration for {name!r}{nearest(name, KNOWN)} ({first_line(problem)}); give a folder, a hub id, or "
-            f"one of: {', '.join(KNOWN)}"
+            f"no configuration for {name!r}{meant} ({first_line(problem)}); give a folder, a hub id, or one of: "
+            f"{', '.join(KNOWN)}"
         ) from problem
 
 

@@ -142,6 +142,9 @@ def load_policy(
         adapters = [*(_adapter(one, f", on which {last[0]} was trained") for one in before), last]
 
     name = NAME if warmup else str(model)
+    for place in (name, *(where for where, _ in adapters if not _shipped(where))):
+        if "+" in place:
+            raise HeroError(f"{place} has a + in its name, which stands between a model and its adapters: rename it")
     # a merge is done in float32 and rounded once
     network, tokenizer = _load(embedded_model() if warmup else model, torch.float32 if adapters else kind)
     for where, config in adapters:
@@ -180,6 +183,14 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     if report["missing_keys"]:  # transformers would go on with random numbers there
         some = ", ".join(sorted(report["missing_keys"])[:2])
         raise HeroError(f"The weights of {place} are incomplete ({some}, … missing): copy or download the model again.")
+    known, kind = network.get_input_embeddings().num_embeddings, network.config.model_type
+    if len(tokenizer) > known:
+        raise HeroError(
+            f"The tokenizer of {place} has {len(tokenizer)} tokens, its model {known}: call "
+            "model.resize_token_embeddings(len(tokenizer)) and save both again."
+        )
+    if not hasattr(network.config.get_text_config(), "num_key_value_heads"):
+        raise HeroError(f"{place} is a {kind} model, whose attention is not known here: take one as SmolLM2 or Qwen.")
     return network, tokenizer
 
 

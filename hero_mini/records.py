@@ -22,7 +22,7 @@ from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.envs import edition
 from hero_mini.runtime import HeroError, atomic_write, read_json
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
-from hero_mini.tables import origin, read_table, write_origin, write_table
+from hero_mini.tables import RESTORE, origin, read_table, write_origin, write_table
 
 SUFFIXES = ("", "_curves", "_ability", "_growth")  # of a study's tables
 COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
@@ -117,6 +117,9 @@ def restore(planned: Sequence[Job], folder: Path, data: Path, today: dict[str, o
             continue
         told = origin(paths[""]).get("runs", {})
         tables = {suffix: read_table(path) for suffix, path in paths.items() if path.exists()}
+        for suffix, table in tables.items():
+            if lost := set(COLUMNS) - set(table):
+                raise HeroError(f"{paths[suffix]} has no column {', '.join(sorted(lost))}; {RESTORE}")
         for job in jobs(name, preset, str(today["model"])):
             if job.name in wanted and job.name in told:
                 own = folder / job.name
@@ -173,7 +176,8 @@ def gather(
             continue
         finished[job.name] = {step.key: done[step.key] for step in steps}
         for step in steps:
-            table = read_table(step.file, _again(own)).drop(columns=COLUMNS, errors="ignore")
+            alone = f"take its command, {step.key!r}, out of {own / 'steps.json'}, and this step is done again"
+            table = read_table(step.file, alone).drop(columns=COLUMNS, errors="ignore")
             told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
             label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
             found[step.suffix].append(label.join(table))

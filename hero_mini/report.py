@@ -13,7 +13,7 @@ from hero_mini import paper, probe
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval
-from hero_mini.runtime import atomic_write, check_clone
+from hero_mini.runtime import HeroError, atomic_write, check_clone
 from hero_mini.tables import read_table
 
 
@@ -27,7 +27,7 @@ def render(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers `<!-- name -->` and `<!-- /name -->` replaced by content."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"there is no place <!-- {name} --> ... <!-- /{name} -->")
+        raise HeroError(f"the text has no place <!-- {name} --> ... <!-- /{name} -->; restore it (git checkout)")
     return pattern.sub(lambda m: f"{m[1]}{content}{m[2] if m[2].startswith(chr(10)) else chr(10) + m[2]}", text)
 
 

@@ -102,7 +102,8 @@ def close_action(policy: Policy, token_ids: Sequence[int]) -> list[int]:
 def spells(policy: Policy, turn: Turn) -> bool:
     """Whether a turn's token ids are its action in the policy's own vocabulary."""
     try:
-        return policy.decode(turn.token_ids) == turn.action
+        known = all(0 <= i < len(policy.tokenizer) for i in turn.token_ids)
+        return known and policy.decode(turn.token_ids) == turn.action
     except (TypeError, OverflowError, IndexError):  # ids that the tokenizer does not have
         return False
 
@@ -192,6 +193,12 @@ def collect(
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
     make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env
+    prompt = policy.message("system", make().system_prompt)
+    if len(prompt) + 2 * max_action_tokens > policy.context_length:
+        raise HeroError(
+            f"max_action_tokens is {max_action_tokens}: behind the prompt of {len(prompt)}, {policy.name}, which reads "
+            f"{policy.context_length} at once, has no room for two such turns; set it lower"
+        )
     runs = [(task, repeat) for task in tasks for repeat in range(repeats)]
     return (server.converse if server else converse)(
         policy,
@@ -202,7 +209,7 @@ def collect(
             for task, repeat in runs
         ],
         [rng(seed, "rollout", task.id, repeat) for task, repeat in runs],
-        shared=policy.message("system", make().system_prompt),
+        shared=prompt,
         sampling=sampling,
         batch_size=batch_size,
         usage=usage,

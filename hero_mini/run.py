@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -72,13 +73,19 @@ class Run:
         if first():
             atomic_write(file, json.dumps(described, indent=1) + "\n")
 
+    def tidy(self) -> None:
+        """Remove what a kill left half written."""
+        for name in (".checkpoint.pt.*", ".metrics.csv.*", ".config.json.*", ".adapter-*", "updates/.*"):
+            for left in self.out.glob(name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
         if (self.out / "checkpoint.pt").exists():
             saved = load_saved(self.out / "checkpoint.pt")
             self.rows = saved["rows"]
             self.optimizer.load_state(saved["optimizer"])
-            if first() and not (self.out / "metrics.csv").exists():
+            if first():
                 self.write_metrics()
             if self.ema:
                 self.ema.load_state(saved["ema"])
@@ -89,6 +96,8 @@ class Run:
             raise HeroError(f"another process is training in {self.out}; wait for it or stop it")
         try:
             self.check()
+            if first():
+                self.tidy()
             self.restore()
         except BaseException:
             self.lock.release()

@@ -149,6 +149,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    check_ordinary(path)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -157,14 +158,25 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 would hide results from colleagues
+            share(name)  # mkstemp's 0600 would hide results from colleagues
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     return path
+
+
+def share(file: str | Path) -> None:
+    """Give a file the rights that a new one has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(file, 0o666 & ~umask)
+
+
+def check_ordinary(path: Path) -> None:
+    """raises HeroError: a device or the like, such as /dev/null, would be replaced by a file"""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise HeroError(f"{path} is no ordinary file; name another")
 
 
 def read_json(path: str | Path, remedy: str = "restore it, for example with git checkout") -> dict:
@@ -185,6 +197,7 @@ def check_out(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as some:
             some.write(bytes(1 << 16))  # a full disk takes an empty file
+    check_ordinary(path)
     if path.is_dir():
         raise HeroError(f"{path} is a folder; name a file in it")
 
@@ -216,6 +229,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
             yield (new := Path(work) / "new")
             for file in new.iterdir():
+                share(file)  # safetensors writes for its owner alone
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
             if path.exists():

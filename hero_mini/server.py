@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import random
 import time
 import urllib.error
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -61,31 +63,36 @@ class Server:
         fixed = self._settings(policy, sampling)
         upcoming = (begin(place, *pair, ()) for place, pair in enumerate(zip(dialogues, draws, strict=True)))
         results: dict[int, T] = {}
-        asked: dict[Future[Answer], Row] = {}
-        with (
-            tqdm(total=len(dialogues), disable=not progress, desc=progress) as bar,
-            ThreadPoolExecutor(batch_size) as pool,  # requests alone run there; environments share this thread
-        ):
+        answers: SimpleQueue[tuple[Row, Answer | Exception]] = SimpleQueue()
 
-            def ask(row: Row | None) -> None:
-                if row is not None:
-                    asked[pool.submit(self.answer, row.chunk, fixed | {"seed": row.draw.getrandbits(31)})] = row
+        def fetch(row: Row, seed: int) -> None:
+            try:
+                answers.put((row, self.answer(row.chunk, fixed | {"seed": seed}, len(policy.tokenizer))))
+            except Exception as problem:
+                answers.put((row, problem))
 
+        def ask(row: Row | None) -> None:
+            """A request alone, in a thread that nobody waits for if the others are given up."""
+            if row is not None:
+                Thread(target=fetch, args=(row, row.draw.getrandbits(31)), daemon=True).start()
+
+        with tqdm(total=len(dialogues), disable=not progress, desc=progress) as bar:
             for _ in range(min(batch_size, len(dialogues))):
                 ask(next(upcoming))
-            while asked:
-                for future in wait(asked, return_when=FIRST_COMPLETED).done:
-                    row, answer = asked.pop(future), future.result()
-                    usage.generated += len(answer.ids)
-                    usage.steps += 1
-                    try:
-                        row.chunk = [*row.chunk, *answer.ids, *row.dialogue.send(answer)]
-                    except StopIteration as end:
-                        results[row.place] = end.value
-                        usage.encoded += len(row.chunk) + len(answer.ids)
-                        bar.update()
-                        row = next(upcoming, None)
-                    ask(row)
+            while len(results) < len(dialogues):
+                row, answer = answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                usage.generated += len(answer.ids)
+                usage.steps += 1
+                try:
+                    row.chunk = [*row.chunk, *answer.ids, *row.dialogue.send(answer)]
+                except StopIteration as end:
+                    results[row.place] = end.value
+                    usage.encoded += len(row.chunk) + len(answer.ids)
+                    bar.update()
+                    row = next(upcoming, None)
+                ask(row)
         usage.seconds += time.perf_counter() - started
         return [results[place] for place in range(len(dialogues))]
 
@@ -105,11 +112,11 @@ class Server:
             "return_token_ids": True,
         }
 
-    def answer(self, prompt: Sequence[int], settings: dict[str, Any]) -> Answer:
-        """The server's answer to one context.
+    def answer(self, prompt: Sequence[int], settings: dict[str, Any], vocabulary: int) -> Answer:
+        """The server's answer to one context. vocabulary: the number of tokens that the local policy knows
 
-        raises HeroError: it cannot be reached, refuses (an unknown model, a context that is too long), or leaves out
-        token ids or log-probabilities
+        raises HeroError: it cannot be reached, refuses (an unknown model, a context that is too long), leaves out
+            token ids or log-probabilities, or gives some that the policy cannot have sampled
         """
         body = {"prompt": list(prompt), **settings}
         try:
@@ -126,6 +133,12 @@ class Server:
             raise HeroError(f"the server at {self.url} gives no token ids: take vLLM 0.10.2 or later")
         if not logprobs or len(logprobs) != len(ids) or None in logprobs:
             raise HeroError(f"the server at {self.url} gives no log-probability per token; allow logprobs there")
+        known = len(ids) <= settings["max_tokens"] and all(type(i) is int and 0 <= i < vocabulary for i in ids)
+        if not known or not all(isinstance(p, int | float) and -math.inf < p <= 1e-3 for p in logprobs):
+            raise HeroError(
+                f"the server at {self.url} answers with tokens that the model here cannot have said: name the model "
+                "that it serves with --model"
+            )
         return Answer(tuple(ids), tuple(logprobs))
 
 

@@ -73,8 +73,13 @@ def read_csv(path: Path, remedy: str = RESTORE, **settings: Any) -> pd.DataFrame
 def check_table(path: Path) -> None:
     """Before long work: whether its table can be written to this file. raises HeroError: it cannot"""
     check_out(path)
-    if path.suffix == ".json":
+    twin = path.with_suffix(".json")
+    if path == twin:
         raise HeroError(f"{path} would be overwritten by the table's own description; end its name in .csv")
+    if twin.exists() and "commit" not in read_json(twin):
+        raise HeroError(f"{twin} is not a table's description, and would be overwritten by one; choose another name")
+    if path.name == "metrics.csv" and (path.parent / "checkpoint.pt").exists():
+        raise HeroError(f"{path} is what a training has measured; choose another name")
 
 
 def commit() -> str:

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import hero_mini
-from hero_mini.runtime import HeroError, atomic_write, generator, rng
+from hero_mini.runtime import HeroError, atomic_write, check_out, generator, rng
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -83,6 +83,14 @@ def test_atomic_write(tmp_path: Path) -> None:
     assert file.read_bytes() == "ä\n".encode()
     atomic_write(file, b"\x00")
     assert file.read_bytes() == b"\x00" and os.listdir(file.parent) == ["rows.csv"]
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(device := tmp_path / "null")
+    for write in (check_out, lambda path: atomic_write(path, "rows")):
+        with pytest.raises(HeroError, match="null is no ordinary file; name another"):
+            write(device)
+    assert not device.is_file() and os.listdir(tmp_path) == ["null"]
 
 
 @pytest.mark.parametrize("code, says", [(errno.ENOSPC, "is full: free some space"), (errno.EROFS, "cannot be written")])

@@ -218,3 +218,8 @@ def test_the_saved_adapter_is_the_student(tiny: Policy, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(copy.deepcopy(tiny.model), tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(IDS).logits, logits(student))
+
+
+def test_a_rank_beyond_the_model_s_width(tiny: Policy) -> None:
+    with pytest.raises(HeroError, match="rank is 100000000, but tiny is only .* wide; set it lower"):
+        add_student(tiny, rank=10**8, seed=0)

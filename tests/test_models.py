@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hero_mini import embedded, models
 from hero_mini.config import WARMUPS
@@ -124,6 +124,30 @@ def test_adapter_of_another_shape(folder: Path, adapter: Path, change: str) -> N
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(HeroError, match="does not fit .* or is damaged .*: copy or train it again"):
         load_policy(folder, adapter=adapter)
+
+
+def test_a_plus_in_a_path_is_refused_before_any_work(folder: Path, adapter: Path) -> None:
+    """An agent's name joins a model and its adapters by it."""
+    with pytest.raises(HeroError, match=r"x\+y has a \+ in its name.*: rename it"):
+        load_policy(folder, adapter=adapter.rename(adapter.with_name("x+y")))
+    with pytest.raises(HeroError, match=r"c\+\+ has a \+ in its name"):
+        load_policy(folder.rename(folder.with_name("c++")), adapter=None)
+
+
+def test_a_tokenizer_larger_than_its_model(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(9)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(HeroError, match="has .* tokens, its model .*resize_token_embeddings"):
+        load_policy(folder)
+
+
+def test_an_architecture_that_the_cache_does_not_know(tiny: Policy, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=len(tiny.tokenizer), n_embd=8, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(HeroError, match="is a gpt2 model, whose attention is not known here"):
+        load_policy(tmp_path)
 
 
 def test_missing_adapters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

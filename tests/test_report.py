@@ -7,6 +7,7 @@ import pytest
 
 from hero_mini import claims as claimed
 from hero_mini import paper, report
+from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR
 
 
@@ -116,7 +117,7 @@ def test_readme_is_rendered_between_its_markers():
     once = report.render(text, "claims", "new")
     assert once == "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
     assert report.render(once, "claims", "new") == once
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(HeroError, match="no place"):
         report.render(text, "other", "x")
 
 
@@ -160,3 +161,17 @@ def test_changes_are_compared_with_hero_and_the_base_agent():
     assert change["agent"] == "oracle_hero" and change["minus hero"] == "+0.000 [+0.000, +0.000]"
     assert change["minus base"].startswith("+0.400")
     assert report.changes_table(rows[rows["arm"] != "oracle_hero"]).empty
+
+
+@pytest.mark.parametrize(
+    "column, value, says",
+    [("success", "x", "no numbers"), ("success", None, "no numbers"), ("sucess", 1.0, "no column")],
+)
+def test_a_damaged_table_is_one_sentence(tmp_path, column, value, says):
+    rows = agents(0.1)
+    if column not in rows:
+        rows = rows.rename(columns={"success": column})
+    rows[column] = [value, *rows[column][1:]]
+    rows.to_csv(tmp_path / "retail.csv", index=False)
+    with pytest.raises(HeroError, match=f"retail.csv has .*{says}"):
+        paper.read(tmp_path / "retail.csv")

@@ -186,7 +186,7 @@ def test_full_context_ends_the_episode(tiny: Policy) -> None:
     assert rollout.context_full and rollout.truncated and not rollout.terminated
     assert rollout.turns == whole.turns[:-1]
     tiny.model.config.max_position_embeddings = 60
-    with pytest.raises(HeroError, match="60 positions"):
+    with pytest.raises(HeroError, match="tiny, which reads 60 at once, has no room"):
         roll(tiny, TASKS[:1])
 
 

@@ -54,6 +54,24 @@ def test_a_process_that_does_not_write_takes_no_lock(
     assert parallel.first()
 
 
+def test_what_a_kill_left_half_written_is_removed(tiny: Policy, tmp_path: Path) -> None:
+    left = [".checkpoint.pt.a1", ".metrics.csv.b2", ".adapter-c3/new", "updates/.2-d4/old"]
+    kept = ["updates/1", "eval.csv"]
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".config.json.e5").write_text("{")
+    with Run(tiny, SMALL, tmp_path):
+        found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"lock", "config.json", "updates", *kept}
+
+
+def test_an_adapter_can_be_read_by_all_who_may_read_its_folder(tiny: Policy, tmp_path: Path) -> None:
+    with Run(tiny, SMALL, tmp_path):
+        pass
+    rights = {path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    assert rights == {(tmp_path / "config.json").stat().st_mode & 0o777}
+
+
 # --- commands of a study ---------------------------------------------------------------------------------------------
 def test_a_command_s_status() -> None:
     assert [call([sys.executable, "-c", f"raise SystemExit({status})"]) for status in (0, 3)] == [0, 3]

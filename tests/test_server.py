@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 import pytest
 import torch
@@ -131,6 +131,12 @@ CHOICE = {"token_ids": [5, 6], "logprobs": {"token_logprobs": [-1.0, -2.0]}}
         (200, {"choices": [CHOICE | {"logprobs": None}]}, "no log-probability per token"),
         (200, {"choices": [CHOICE | {"logprobs": {"token_logprobs": [-1.0]}}]}, "no log-probability per token"),
         (200, {"choices": [CHOICE | {"logprobs": {"token_logprobs": [None, -1.0]}}]}, "no log-probability per token"),
+        (200, {"choices": [CHOICE | {"token_ids": [5, 10**7]}]}, "tokens that the model here cannot have said"),
+        (200, {"choices": [CHOICE | {"token_ids": [5, -1]}]}, "cannot have said"),
+        (200, {"choices": [CHOICE | {"token_ids": ["5", 6]}]}, "cannot have said"),
+        (200, {"choices": [CHOICE | {"logprobs": {"token_logprobs": [-1.0, 3.0]}}]}, "cannot have said"),
+        (200, {"choices": [CHOICE | {"logprobs": {"token_logprobs": [-1.0, float("nan")]}}]}, "cannot have said"),
+        (200, {"choices": [{"token_ids": [5] * 7, "logprobs": {"token_logprobs": [-1.0] * 7}}]}, "cannot have said"),
         (200, b"not json", "no completions endpoint"),
         (200, [], "no completions endpoint"),
         (200, {"choices": []}, "no completions endpoint"),
@@ -164,6 +170,21 @@ def test_a_server_that_goes_away(tiny: Policy, fake: Fake) -> None:
     fake.reply = lambda body: whole(body) if len(fake.heard) < 4 else (503, {"error": {"message": "shutting down"}})
     with pytest.raises(HeroError, match="shutting down"):
         roll(tiny, Server(fake.url, "tiny"))
+
+
+def test_a_refusal_does_not_wait_for_a_request_that_hangs(tiny: Policy, fake: Fake) -> None:
+    hangs = Event()
+
+    def reply(body: dict) -> tuple[int, object]:
+        if len(fake.heard) > 1:
+            return 500, {}
+        hangs.wait(60)
+        return 200, {}
+
+    fake.reply = reply
+    with pytest.raises(HeroError, match="status 500"):
+        roll(tiny, Server(fake.url, "tiny"), batch_size=2)
+    hangs.set()
 
 
 def test_the_command(tiny: Policy, fake: Fake, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -75,6 +75,13 @@ def test_every_committed_table_says_how_long_it_is() -> None:
 def test_a_table_does_not_lie_under_its_own_description(tmp_path: Path) -> None:
     with pytest.raises(HeroError, match="end its name in .csv"):
         tables.check_table(tmp_path / "t.json")
+    (tmp_path / "config.json").write_text('{"arm": "hero"}')
+    with pytest.raises(HeroError, match="config.json is not a table's description"):
+        tables.check_table(tmp_path / "config.csv")
+    tables.check_table(tmp_path / "metrics.csv")
+    (tmp_path / "checkpoint.pt").write_text("")
+    with pytest.raises(HeroError, match="metrics.csv is what a training has measured"):
+        tables.check_table(tmp_path / "metrics.csv")
     (tmp_path / "t.json").write_text('{"rows": "many"}')
     with pytest.raises(HeroError, match="t.json is damaged .rows."):
         tables.origin(tmp_path / "t.csv")

@@ -138,6 +138,8 @@ class Generated:
 
     def chosen_task(self, seed: int | None, options: dict | None) -> Task:
         """`options["task"]` (a Task or its id); without one, a train task drawn by `seed`."""
+        if unknown := set(options or {}) - {"task"}:
+            raise HeroError(f"unknown options {', '.join(map(repr, unknown))}; there is one: task")
         task = (options or {}).get("task")
         if task is None:
             return self.make_task("train", seed or 0, 0)
