@@ -178,6 +178,8 @@ def gather(
         for step in steps:
             alone = f"take its command, {step.key!r}, out of {own / 'steps.json'}, and this step is done again"
             table = read_table(step.file, alone).drop(columns=COLUMNS, errors="ignore")
+            if step.suffix == "_curves" and len(table) < len(list(own.glob("updates/*"))):
+                raise HeroError(f"{step.file} was cut off, with {len(table)} updates; {alone}")
             told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
             label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
             found[step.suffix].append(label.join(table))

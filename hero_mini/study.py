@@ -61,7 +61,7 @@ def study(
             lock.acquire(timeout=0)
         except Timeout as problem:
             raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
-    with lock:
+    try:
         check_folder(folder, today)
         if changed := made_otherwise(table := data / f"{name}.csv", today):
             raise HeroError(f"{table} is of other runs ({changed}); move this study's tables away or set --data")
@@ -84,6 +84,8 @@ def study(
             if outcome["status"] != "finished":
                 problems[job.name] = str(outcome["status"])
             gather(name, planned, folder, data, today, problems)
+    finally:
+        lock.release()
     return pd.DataFrame([{"run": job.name, **outcomes[job]} for job in planned])
 
 

@@ -249,6 +249,41 @@ def test_what_needs_a_lost_agent_is_trained_again(processes: Processes, tmp_path
     assert names[:4] == ["ability", "hero", "eval", "ability"]
 
 
+@pytest.mark.parametrize("lost", ["eval-retail-test.csv", "metrics.csv"])
+def test_a_step_whose_file_is_lost_costs_no_other(processes: Processes, tmp_path: Path, lost: str) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-0")
+    before = (tmp_path / "data" / "hero_retail.csv").read_text()
+    (own / lost).unlink()
+    with pytest.raises(HeroError, match=f"{lost} is no table.*take its command, .* out of .*steps.json") as told:
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    steps = json.loads((own / "steps.json").read_text())
+    (again,) = (key for key in steps if repr(key) in str(told.value))
+    (own / "steps.json").write_text(json.dumps({key: record for key, record in steps.items() if key != again}))
+    processes.started.clear()
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    assert not processes.started, "its rows are in the study's table"
+    assert (tmp_path / "data" / "hero_retail.csv").read_text() == before
+
+
+def test_curves_that_lack_updates_are_refused(processes: Processes, tmp_path: Path) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-0")
+    for update in range(4):
+        (own / "updates" / str(update + 1)).mkdir(parents=True)
+    with pytest.raises(HeroError, match="metrics.csv was cut off, with 3 updates; take its command"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+
+
+@pytest.mark.parametrize("column", ["run", "env", "seed"])
+def test_a_table_without_a_column_is_refused(processes: Processes, tmp_path: Path, column: str) -> None:
+    study("hero_retail", "smoke", runs=tmp_path / "lost", data=tmp_path / "data")
+    table = tmp_path / "data" / "hero_retail.csv"
+    table.write_text(table.read_text().replace(column, f"{column}x", 1))
+    with pytest.raises(HeroError, match=f"hero_retail.csv has no column {column};"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
+
+
 def test_tables_of_two_studies_make_one_run_whole(processes: Processes, tmp_path: Path) -> None:
     runs, data = tmp_path / "runs", tmp_path / "data"
     for name in ("hero_retail", "worlds"):  # HERO on retail is in both, with more tests in the second
