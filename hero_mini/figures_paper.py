@@ -91,6 +91,7 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
 
     base: success of the base agent with its interval, or None; from it the dotted line, the least share that a success
         rate p allows, p^G + (1 - p)^G: all tasks equally hard
+    An open marker is of one training run, whose luck its interval does not cover.
     """
     fig, axes = blank(9.5, 3.6, columns=2)
     arms = list(dict.fromkeys(levels["arm"]))
@@ -102,6 +103,8 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
             color, marker = style_of(arm, i)
             ax.vlines(at, mine["low"], mine["high"], color=color, linewidth=3, alpha=0.45)
             ax.plot(at, mine["value"], color=color, marker=marker, linewidth=1.2)
+            few = mine["n_seeds"] == 1
+            ax.plot(at[few], mine["value"][few], marker, color=color, markerfacecolor="white")
             side = {"xytext": (6, 6 - 14 * i), "textcoords": "offset points", "color": color}
             ax.annotate(arm, (at.iloc[-1], mine["value"].iloc[-1]), annotation_clip=False, **side)
         ax.set_xscale("log", base=2)
@@ -117,7 +120,7 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
         axes[1].text(0.9, 0.04, "dotted: all tasks equally hard", fontsize=9)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, 1.02)
-    axes[0].set_title("success on held-out tasks (95 % interval)", loc="left", fontsize=11)
+    axes[0].set_title("success on held-out tasks (95 % interval; open: one seed)", loc="left", fontsize=11)
     axes[1].set_title("share of groups without contrast", loc="left", fontsize=11)
     return fig
 
