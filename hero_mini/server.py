@@ -57,8 +57,10 @@ class Server:
         """`generate.converse` with the server's tokens: at most `batch_size` requests at a time.
 
         The server keeps the beginnings that it has read, so `shared` needs no care; a draw is the seed of a request.
-        raises HeroError: see `answer`
+        raises HeroError: see `answer`; ValueError: batch_size below 1
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         started, usage = time.perf_counter(), usage if usage is not None else Usage()
         fixed = self._settings(policy, sampling)
         upcoming = (begin(place, *pair, ()) for place, pair in enumerate(zip(dialogues, draws, strict=True)))

@@ -154,6 +154,11 @@ def test_an_answer_that_cannot_be_used_is_one_sentence(
         roll(tiny, Server(fake.url, "tiny"))
 
 
+def test_no_batch(tiny: Policy, fake: Fake) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        roll(tiny, Server(fake.url, "tiny"), batch_size=0)
+
+
 def test_an_unknown_model(tiny: Policy, fake: Fake) -> None:
     with pytest.raises(HeroError, match="refuses 'tinny': The model `tinny` does not exist; check the model's name"):
         roll(tiny, Server(fake.url, "tinny"))
