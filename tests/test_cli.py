@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -99,9 +99,19 @@ def test_an_evaluation_takes_no_other_agent_s_or_world_s_place(monkeypatch, tmp_
     assert "is no table of eval" in capsys.readouterr().err
     assert main([*asked, "--label", "1"]) == main([*asked, "--label", "1"]) == 0
     assert pd.read_csv(out)["arm"].astype(str).tolist().count("1") == 1, "a label that looks like a number"
+    assert "replaces 1 earlier rows of '1', seed 0, by 1" in capsys.readouterr().out
     study = pd.read_csv(out).assign(run="base-retail-0")
     study.to_csv(out, index=False)
     assert main(asked) == 1 and pd.read_csv(out).equals(study), "the table of a study stays as it is"
+
+
+def test_a_model_that_the_adapter_was_not_trained_on(monkeypatch, tmp_path, capsys, tiny):
+    trained = replace(tiny, name="SmolLM2-135M-Instruct+warmup+runs/hero/adapter")
+    monkeypatch.setattr("hero_mini.models.load_policy", lambda *_, **__: trained)
+    asked = ["eval", "--n", "1", "--max-turns", "1", "--out", str(tmp_path / "e.csv"), "--adapter", "runs/hero/adapter"]
+    assert main([*asked, "--model", "worlds"]) == 1
+    assert "trained on SmolLM2-135M-Instruct+warmup, not on worlds; leave --model out" in capsys.readouterr().err
+    assert main(asked) == main([*asked, "--env", "webshop"]) == 0
 
 
 def test_a_report_outside_the_repository_writes_nothing(monkeypatch, tmp_path, capsys):
