@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from hero_mini.models import Policy, load_policy
 from hero_mini.rollout import collect
 
 EVERY = 1.0  # seconds between two looks at the metrics
+
+
+def heed_interrupts() -> None:
+    """In the new process: the stop button works also where a script started all of this behind an `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class LiveTraining:
@@ -51,7 +57,10 @@ class LiveTraining:
 
     def begin(self) -> threading.Thread:
         """Start or go on, watched from a thread, which is returned."""
-        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(
+            self.command(), **pipes, preexec_fn=heed_interrupts if os.name == "posix" else None
+        )
         self.train.disabled, self.stop.disabled = True, False
         self.state.value = "The model is being loaded…"
         watcher = threading.Thread(target=self.watch, daemon=True)
