@@ -95,8 +95,7 @@ def converse(
     progress: what a progress bar says that it counts; empty: no bar
     raises ValueError: batch_size below 1; HeroError: a context outgrows the model's positions
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_counts(batch_size=batch_size)
     started, usage = time.perf_counter(), usage if usage is not None else Usage()
     banned = banned_ids(policy)
     upcoming = (begin(place, *pair, shared) for place, pair in enumerate(zip(dialogues, draws, strict=True)))
@@ -137,6 +136,13 @@ def converse(
                 rows = [rows[i] for i in left]
     usage.seconds += time.perf_counter() - started
     return [results[place] for place in range(len(dialogues))]
+
+
+def check_counts(**counts: int) -> None:
+    """raises ValueError: one of them is below 1"""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 def begin(place: int, dialogue: Callable[[], Dialogue[T]], draw: random.Random, shared: Sequence[int]) -> Row:

@@ -19,7 +19,7 @@ from hero_mini.config import ARMS, TrainConfig
 from hero_mini.evaluate import by_task, interval
 from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR, STUDIES, jobs
-from hero_mini.tables import RESTORE, origin, read_table
+from hero_mini.tables import RESTORE, check_columns, origin, read_table
 
 NAN = float("nan")
 PAPER = pd.DataFrame(  # its main table, from secondary readings of the full text; success as a share; nan: not known
@@ -67,8 +67,7 @@ def read(path: Path) -> pd.DataFrame:
     """A study's table, variants as text (empty: the defaults), with the column agent. raises HeroError: damaged"""
     rows = read_table(path)
     number = {"ability": "perplexity", "growth": "value"}.get(path.stem.rpartition("_")[2], "success")
-    if lost := {"run", "arm", "seed", "env", number} - set(rows):
-        raise HeroError(f"{path} has no column {', '.join(sorted(lost))}; {RESTORE}")
+    check_columns(path, rows, ("run", "arm", "seed", "env", number))
     if number == "success" and not (pd.api.types.is_numeric_dtype(rows[number]) and rows[number].notna().all()):
         raise HeroError(f"{path} has values of {number} that are no numbers; {RESTORE}")
     rows = rows if "variant" in rows else rows.assign(variant="")

@@ -22,7 +22,7 @@ from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.envs import edition
 from hero_mini.runtime import HeroError, atomic_write, read_json
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
-from hero_mini.tables import RESTORE, origin, read_table, write_origin, write_table
+from hero_mini.tables import check_columns, origin, read_table, write_origin, write_table
 
 SUFFIXES = ("", "_curves", "_ability", "_growth")  # of a study's tables
 COLUMNS = ["run", "arm", "variant", "trained_on", "seed", "env"]  # which the study puts before those of a run's files
@@ -118,8 +118,7 @@ def restore(planned: Sequence[Job], folder: Path, data: Path, today: dict[str, o
         told = origin(paths[""]).get("runs", {})
         tables = {suffix: read_table(path) for suffix, path in paths.items() if path.exists()}
         for suffix, table in tables.items():
-            if lost := set(COLUMNS) - set(table):
-                raise HeroError(f"{paths[suffix]} has no column {', '.join(sorted(lost))}; {RESTORE}")
+            check_columns(paths[suffix], table, COLUMNS)
         for job in jobs(name, preset, str(today["model"])):
             if job.name in wanted and job.name in told:
                 own = folder / job.name

@@ -130,8 +130,8 @@ def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def _retail(suffix: str = "") -> pd.DataFrame:
-    """The main comparison, from whatever studies hold its runs."""
-    return paper.headline(paper.in_world(paper.read_all(DATA, suffix), "retail"))
+    """The base agent and all that were trained in retail, from whatever studies hold their runs."""
+    return paper.in_world(paper.read_all(DATA, suffix), "retail")
 
 
 def _left_out() -> dict[str, pd.DataFrame]:
@@ -163,13 +163,13 @@ def draw() -> None:
     places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
     for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
-    if len(rows := _retail()):
+    if len(rows := paper.headline(_retail())):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
     if len(rows) and (others := _left_out()):
         effects = paper.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
         titles = {"success": "success (share)", "turns": "turns per episode"}
         figures.save(effects_figure(effects, titles), "figures/warmups")
-    if len(rows := _retail("_curves")):
+    if len(rows := paper.headline(_retail("_curves"))):
         shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
 
@@ -195,13 +195,14 @@ def report() -> None:
         if (DATA / source).exists():
             made = make(paper.read(DATA / source))
             text = render(text, name, made if isinstance(made, str) else markdown(made))
-    if len(rows := _retail()):
+    every = _retail()
+    if len(rows := paper.headline(every)):
         others = rows[rows["seed"] != 0]  # whose runs have chosen no learning rate
         for name, made in {"retail": agents_table(rows), "turns": turns_table(rows)}.items():
             text = render(text, name, markdown(made))
         for name, mine in {"against": rows, "other seeds": others}.items():
             text = render(text, name, against_others(mine))
-        if len(changes := changes_table(paper.in_world(paper.read_all(DATA), "retail"))):
+        if len(changes := changes_table(every)):
             text = render(text, "changes", markdown(changes))
     lessons = render(guide.read_text(encoding="utf-8"), "pages", overview())
     for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():

@@ -15,7 +15,7 @@ from hero_mini import envs
 from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.envs.base import VERDICTS
-from hero_mini.generate import Dialogue, Sampling, Usage, converse
+from hero_mini.generate import Dialogue, Sampling, Usage, check_counts, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError, atomic_write, rng
@@ -187,9 +187,7 @@ def collect(
         ValueError: an argument out of range
     """
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
-    for name, value in {"max_turns": max_turns, "repeats": repeats}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    check_counts(max_turns=max_turns, repeats=repeats)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
     make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env

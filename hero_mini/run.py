@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from hero_mini.models import Policy, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, atomic_save, atomic_write, load_saved, read_json, whole_folder, writing
+from hero_mini.runtime import HeroError, atomic_save, atomic_write, load_saved, read_json, sweep, whole_folder, writing
 
 
 class Clock:
@@ -73,12 +72,6 @@ class Run:
         if first():
             atomic_write(file, json.dumps(described, indent=1) + "\n")
 
-    def tidy(self) -> None:
-        """Remove what a kill left half written."""
-        for name in (".checkpoint.pt.*", ".metrics.csv.*", ".config.json.*", ".adapter-*", "updates/.*"):
-            for left in self.out.glob(name):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
         if (self.out / "checkpoint.pt").exists():
@@ -97,7 +90,7 @@ class Run:
         try:
             self.check()
             if first():
-                self.tidy()
+                sweep(self.out, "checkpoint.pt", "metrics.csv", "config.json", "adapter", "updates/*")
             self.restore()
         except BaseException:
             self.lock.release()

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator
@@ -235,6 +236,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             if path.exists():
                 path.rename(Path(work) / "old")
             new.rename(path)
+
+
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what a kill left half written of these files and adapters in a folder; a name may hold a *."""
+    for path in (folder / name for name in names):
+        for left in path.parent.glob(f".{path.name}[.-]*"):  # scratch of `atomic_write` and `whole_folder`
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def atomic_save(path: str | Path, state: object) -> Path:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from hero_mini.config import TrainConfig
 from hero_mini.endpoint import post
-from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin
+from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin, check_counts
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError
 
@@ -59,8 +59,7 @@ class Server:
         The server keeps the beginnings that it has read, so `shared` needs no care; a draw is the seed of a request.
         raises HeroError: see `answer`; ValueError: batch_size below 1
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        check_counts(batch_size=batch_size)
         started, usage = time.perf_counter(), usage if usage is not None else Usage()
         fixed = self._settings(policy, sampling)
         upcoming = (begin(place, *pair, ()) for place, pair in enumerate(zip(dialogues, draws, strict=True)))

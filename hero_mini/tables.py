@@ -6,6 +6,7 @@ import io
 import json
 import platform
 import subprocess
+from collections.abc import Collection
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +69,12 @@ def read_csv(path: Path, remedy: str = RESTORE, **settings: Any) -> pd.DataFrame
     if not content.endswith(b"\n"):
         raise HeroError(f"{path} was cut off: there is no line break at its end; {remedy}")
     return table
+
+
+def check_columns(path: Path, table: pd.DataFrame, needed: Collection[str]) -> None:
+    """raises HeroError: the table that was read from `path` lacks some of these columns"""
+    if lost := set(needed) - set(table):
+        raise HeroError(f"{path} has no column {', '.join(sorted(lost))}; {RESTORE}")
 
 
 def check_table(path: Path) -> None:
