@@ -1,4 +1,4 @@
-"""From figures/data to claims.csv, the figures and the tables of README and teaching guide."""
+"""From figures/data to claims.csv, the figures and the tables of README, results and teaching guide."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hero_mini.evaluate import by_task, interval
 from hero_mini.runtime import HeroError, atomic_write, check_clone
 from hero_mini.tables import read_table
 
+TEXTS = (Path("README.md"), Path("figures/README.md"), Path("notebooks/teaching.md"))  # with places for tables
+
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; `|` in a cell is escaped."""
@@ -26,9 +28,17 @@ def markdown(table: pd.DataFrame) -> str:
 def render(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers `<!-- name -->` and `<!-- /name -->` replaced by content."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise HeroError(f"the text has no place <!-- {name} --> ... <!-- /{name} -->; restore it (git checkout)")
     return pattern.sub(lambda m: f"{m[1]}{content}{m[2] if m[2].startswith(chr(10)) else chr(10) + m[2]}", text)
+
+
+def fill(texts: dict[Path, str], made: dict[str, str]) -> dict[Path, str]:
+    """Every text with each block in its place. raises HeroError: a block has no place in any of them"""
+    for name in made:
+        if not any(f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text for text in texts.values()):
+            files = ", ".join(map(str, texts))
+            raise HeroError(f"no place <!-- {name} --> ... <!-- /{name} --> in {files}; restore it (git checkout)")
+        texts = {path: render(text, name, made[name]) for path, text in texts.items()}
+    return texts
 
 
 def claims_readme(claims: pd.DataFrame) -> str:
@@ -174,14 +184,9 @@ def draw() -> None:
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
 
 
-def report() -> None:
-    """Write claims.csv, the figures and the tables of README and teaching guide, from the data that are there."""
-    from hero_mini.notebooks import overview
-
-    readme, guide = Path("README.md"), Path("notebooks/teaching.md")
-    check_clone(readme, guide, DATA)
-    claims = claims_table()
-    text = render(readme.read_text(encoding="utf-8"), "claims", claims_readme(claims))
+def blocks() -> dict[str, str]:
+    """The tables and lists that the data give, by the name of their place in a text."""
+    made: dict[str, str | pd.DataFrame] = {}
     for name, source, make in (
         ("worlds", "worlds.csv", worlds_table),
         ("rates", "grid_retail.csv", agents_table),
@@ -193,19 +198,26 @@ def report() -> None:
         ("early differences", "early_retail.csv", against_others),
     ):
         if (DATA / source).exists():
-            made = make(paper.read(DATA / source))
-            text = render(text, name, made if isinstance(made, str) else markdown(made))
+            made[name] = make(paper.read(DATA / source))
     every = _retail()
     if len(rows := paper.headline(every)):
         others = rows[rows["seed"] != 0]  # whose runs have chosen no learning rate
-        for name, made in {"retail": agents_table(rows), "turns": turns_table(rows)}.items():
-            text = render(text, name, markdown(made))
-        for name, mine in {"against": rows, "other seeds": others}.items():
-            text = render(text, name, against_others(mine))
+        made |= {"retail": agents_table(rows), "turns": turns_table(rows)}
+        made |= {"against": against_others(rows), "other seeds": against_others(others)}
         if len(changes := changes_table(every)):
-            text = render(text, "changes", markdown(changes))
-    lessons = render(guide.read_text(encoding="utf-8"), "pages", overview())
-    for path, content in {DATA / "claims.csv": claims.to_csv(index=False), readme: text, guide: lessons}.items():
+            made["changes"] = changes
+    return {name: content if isinstance(content, str) else markdown(content) for name, content in made.items()}
+
+
+def report() -> None:
+    """Write claims.csv, the figures and the tables of the texts, from the data that are there."""
+    from hero_mini.notebooks import overview
+
+    check_clone(*TEXTS, DATA)
+    claims = claims_table()
+    made = {"claims": claims_readme(claims), "pages": overview(), **blocks()}
+    texts = fill({path: path.read_text(encoding="utf-8") for path in TEXTS}, made)
+    for path, content in {DATA / "claims.csv": claims.to_csv(index=False), **texts}.items():
         atomic_write(path, content)
     draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))

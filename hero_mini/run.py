@@ -147,7 +147,7 @@ class Run:
         usage: dict[str, Usage],
         clock: Clock,
     ) -> dict:
-        """Add one row of metrics (README explains each) and make everything up to this update permanent."""
+        """Add one row of metrics (figures/README.md explains each) and make everything up to this update permanent."""
         turns = [t for r in rollouts for t in r.turns]
         diagnoses = [d for r in reflections for d in r.diagnoses]
         row = {

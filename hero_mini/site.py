@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NBVAL = "# NBVAL_CHECK_OUTPUT"  # a note to the tests, not to the reader
 CARD = Path("hero_mini/adapters/README.md")
+RESULTS = Path("figures/README.md")
 BESIDE = ("README.md", "environment.yml", "Makefile")  # the front page, and what pages link to
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" fill="#0072b2"/>
 <path d="M4 12V4m8 8V4M4 8h8" stroke="#fff" stroke-width="2.4"/></svg>"""
@@ -34,7 +35,7 @@ CONFIG = {
     "project": "hero_mini",
     "html_title": "hero_mini",
     "root_doc": "index",
-    "include_patterns": ["index.md", f"{FOLDER}/*", str(CARD)],
+    "include_patterns": ["index.md", f"{FOLDER}/*", str(RESULTS), str(CARD)],
     "extensions": ["myst_nb", "hero_mini.site"],
     "html_math_renderer": "mathml",
     "nb_execution_mode": "off",
@@ -101,7 +102,8 @@ def stage(source: Path, pages: list[Path]) -> Path:
         shutil.copy(file, source)
     lines = [f"{page.stem[:2]} {title(page)} <{page.with_suffix('').as_posix()}>" for page in pages]
     beside = [page.with_suffix("").as_posix() for page in sorted(FOLDER.glob("*.md"))]
-    beside += [f"What the warm-up saw <{CARD.with_suffix('').as_posix()}>"]
+    others = {"Results": RESULTS, "What the warm-up saw": CARD}
+    beside += [f"{name} <{path.with_suffix('').as_posix()}>" for name, path in others.items()]
     readme = Path("README.md").read_text(encoding="utf-8")
     front = readme + contents("The pages", lines) + contents("Beside them", beside)
     (source / "index.md").write_text(front, encoding="utf-8")

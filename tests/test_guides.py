@@ -13,7 +13,7 @@ from hero_mini.notebooks import overview
 from hero_mini.report import render
 
 ROOT = Path(__file__).parent.parent
-GUIDES = [ROOT / "notebooks" / f"{name}.md" for name in ("glossary", "paper_to_code", "teaching")]
+GUIDES = [ROOT / "notebooks" / f"{name}.md" for name in ("glossary", "paper_to_code", "teaching", "beyond")]
 FILES = {".csv", ".json", ".md", ".py", ".yml", ".txt"}
 
 
@@ -40,7 +40,9 @@ def exists(name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("path", [*GUIDES, ROOT / "README.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [*GUIDES, ROOT / "README.md", ROOT / "figures" / "README.md"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_links_and_names_resolve(path: Path) -> None:
     text = path.read_text()
     missing = [target for target in links(text) if not (path.parent / target.split("#")[0]).exists()]

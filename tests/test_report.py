@@ -1,6 +1,8 @@
-"""Claims come from data alone: values, verdicts and the README's table."""
+"""Claims come from data alone: values, verdicts and the tables of the texts."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -112,13 +114,15 @@ def test_forgetting_shows_in_plain_text(data):
     assert claim["ours"] > 0.5 and claim["verdict"] == "not reproduced, one seed" and claim["n_tasks"] == 4
 
 
-def test_readme_is_rendered_between_its_markers():
-    text = "a\n<!-- claims -->\nold\n<!-- /claims -->\nb\n"
-    once = report.render(text, "claims", "new")
-    assert once == "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
-    assert report.render(once, "claims", "new") == once
-    with pytest.raises(HeroError, match="no place"):
-        report.render(text, "other", "x")
+def test_a_block_goes_between_its_markers_in_every_text_that_has_them():
+    text, other = "a\n<!-- claims -->\nold\n<!-- /claims -->\nb\n", "<!-- turns -->\n<!-- /turns -->\n"
+    texts = {Path("a.md"): text, Path("b.md"): text + other}
+    once = report.fill(texts, {"claims": "new"})
+    filled = "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
+    assert list(once.values()) == [filled, filled + other]
+    assert report.fill(once, {"claims": "new"}) == once
+    with pytest.raises(HeroError, match="no place <!-- changes --> .* in a.md, b.md"):
+        report.fill(texts, {"claims": "new", "changes": "x"})
 
 
 def test_turns_are_split_by_outcome():

@@ -52,6 +52,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "hero_mini" / "adapters").mkdir(parents=True)
     (tmp_path / "hero_mini" / "adapters" / "README.md").write_text("# The card\n")
     (tmp_path / "figures" / "data").mkdir(parents=True)
+    (tmp_path / "figures" / "README.md").write_text("# Results\n")
     (tmp_path / "README.md").write_text("# Front\n\n[why](notebooks/00_why.ipynb) [data](figures/data)\n\n## The end\n")
     for file in ("environment.yml", "Makefile"):
         (tmp_path / file).touch()
