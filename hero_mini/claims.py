@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hero_mini import grading, paper, probe
+from hero_mini import compare, grading, probe, results
 from hero_mini.evaluate import by_task, interval
 from hero_mini.tables import origin, read_table
 
@@ -52,7 +52,7 @@ class Claim:
 
 
 def _agents(rows: pd.DataFrame, agent: str, **values: str) -> pd.DataFrame:
-    """The rows of an agent (see `paper.agent`) with these values in some columns. raises Missing"""
+    """The rows of an agent (see `results.agent`) with these values in some columns. raises Missing"""
     for column, value in {"agent": agent, **values}.items():
         rows = rows[rows[column] == value]
     if rows.empty:
@@ -62,7 +62,7 @@ def _agents(rows: pd.DataFrame, agent: str, **values: str) -> pd.DataFrame:
 
 def _base_success(env: str) -> Callable[[], Estimate]:
     def estimate() -> Estimate:
-        rows = _agents(paper.read_all(DATA), "base", env=env)
+        rows = _agents(results.read_all(DATA), "base", env=env)
         base = by_task(rows, "success")
         return Estimate(*interval(base), *base.shape, _files(rows))
 
@@ -84,7 +84,7 @@ def _gain(
     """
 
     def estimate() -> Estimate:
-        rows = paper.read(_made(f"{study}.csv")).assign(table=study) if study else paper.read_all(DATA)
+        rows = results.read(_made(f"{study}.csv")).assign(table=study) if study else results.read_all(DATA)
         where = {} if against == "base" else {"trained_on": trained_on}
         trained = _agents(rows, agent, trained_on=trained_on, env=env)
         return _difference(trained, _agents(rows, against, env=env, **where), column)
@@ -101,7 +101,7 @@ def _made(name: str) -> Path:
 
 def _difference(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> Estimate:
     """raises Missing: the two have no seed in common"""
-    gap = paper.effect(rows, against, column)
+    gap = compare.effect(rows, against, column)
     if gap is None:
         raise Missing("a common seed")
     numbers = (gap[key] for key in ("value", "low", "high", "n_seeds", "n_tasks"))
@@ -117,7 +117,7 @@ def _both_parts() -> Estimate:
 
     From the seeds that all three have, so that neither difference is shown without the luck of its runs.
     """
-    rows = paper.read_all(DATA)
+    rows = results.read_all(DATA)
     of = [
         _agents(rows, agent, trained_on="retail", env="retail") for agent in ("hero", "diagnosis_only", "env_feedback")
     ]
@@ -131,7 +131,7 @@ def _no_forgetting() -> Estimate:
 
     Not the instructions: the base agent answers so few of them that no loss could show.
     """
-    rows = paper.read_all(DATA, "_ability")
+    rows = results.read_all(DATA, "_ability")
     rows = rows.dropna(subset=["perplexity"]).rename(columns={"item": "task"})
     rows = rows.assign(nats=np.log(rows["perplexity"].astype(float)))
     return _difference(_agents(rows, "hero"), _agents(rows, "base"), "nats")
@@ -256,7 +256,7 @@ def verdict(sign: str, value: float, low: float, high: float, size: float | None
         held, untested = high <= (size or 0.0), unseen
     else:
         held = low > 0 if sign == "+" else high < 0
-        untested = unseen and size is not None and size < paper.smallest_visible(low, high)
+        untested = unseen and size is not None and size < compare.smallest_visible(low, high)
     if held:
         return "reproduced"
     return "not testable at this scale" if untested else "no direction shown" if unseen else "not reproduced"

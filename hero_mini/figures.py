@@ -20,8 +20,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from hero_mini.compare import seeds
+from hero_mini.efficiency import spent
 from hero_mini.envs.base import VERDICTS
-from hero_mini.paper import seeds, spent
 from hero_mini.runtime import atomic_write
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from hero_mini.compare import seeds
 from hero_mini.figures import BLACK, MARKERS, blank, style_of
-from hero_mini.paper import seeds
 
 
 def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int = 3) -> Figure:

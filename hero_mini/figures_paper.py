@@ -1,4 +1,4 @@
-"""The paper's figures, redrawn from the numbers of `paper`, in the visual language of `figures`."""
+"""The paper's figures, redrawn from the numbers of `compare` and `efficiency`, in the visual language of `figures`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hero_mini.figures import BLACK, COLORS, MARKERS, blank, style_of
 
 
 def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
-    """Differences from `paper.effects`, a panel per number: value, 95 % interval, and a tick per seed.
+    """Differences from `compare.effects`, a panel per number: value, 95 % interval, and a tick per seed.
 
-    shown: number -> title; a column smallest (see `paper.visible`) adds a hatched band, a column paper a hollow diamond
+    shown: number -> title; a column smallest (see `compare.visible`) adds a hatched band, a column paper a diamond
     """
     names = list(dict.fromkeys(table["comparison"]))
     fig, axes = blank(2.6 + 3.2 * len(shown), 1.5 + 0.5 * len(names), columns=len(shown))
@@ -52,7 +52,7 @@ def _difference(ax: Axes, y: float, row: pd.Series, color: str, marker: str) -> 
 
 
 def budget_figure(curves: pd.DataFrame) -> Figure:
-    """Success on fresh training tasks, and the share of groups without contrast, against `paper.spent`.
+    """Success on fresh training tasks, and the share of groups without contrast, against `efficiency.spent`.
 
     A thin line per seed, and with the agent's name the mean as far as all seeds go. Groups have two rollouts or more.
     """
@@ -87,7 +87,7 @@ def _of_all_seeds(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[float, float, float] | None) -> Figure:
-    """Left success by rollouts per task (`paper.groups`), right groups without contrast (`paper.contrast`).
+    """Left success by rollouts per task (`efficiency.groups`), right groups without contrast (`efficiency.contrast`).
 
     base: success of the base agent with its interval, or None; from it the dotted line, the least share that a success
         rate p allows, p^G + (1 - p)^G: all tasks equally hard

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hero_mini import paper, probe
+from hero_mini import compare, probe, results
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, interval
@@ -44,7 +44,7 @@ def fill(texts: dict[Path, str], made: dict[str, str]) -> dict[Path, str]:
 def claims_readme(claims: pd.DataFrame) -> str:
     """The claims as README and page 08 show them, with the smallest difference that a claim's data would have shown."""
     visible = [
-        "" if r.ours == "" or ".." in r.predicted_sign else f"{paper.smallest_visible(r.ci_low, r.ci_high):.2f}"
+        "" if r.ours == "" or ".." in r.predicted_sign else f"{compare.smallest_visible(r.ci_low, r.ci_high):.2f}"
         for r in claims.itertuples(index=False)
     ]
     shown = pd.DataFrame(
@@ -85,7 +85,7 @@ def _means(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, int | str]:
 
 
 def agents_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
-    """Mean and 95 % interval of each column for every agent of `paper.read`."""
+    """Mean and 95 % interval of each column for every agent of `results.read`."""
     of = rows.groupby("agent", sort=False)
     return pd.DataFrame([{"agent": agent, **_means(mine, columns)} for agent, mine in of])
 
@@ -111,19 +111,19 @@ def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns
 
 def against_others(rows: pd.DataFrame) -> str:
     """HERO against every other agent of the main comparison, in words."""
-    pairs = [("hero", agent) for agent in paper.headline(rows)["agent"].unique() if agent != "hero"]
-    return "\n".join(f"- {line}" for line in paper.sentences(paper.effects(rows, pairs)))
+    pairs = [("hero", agent) for agent in results.headline(rows)["agent"].unique() if agent != "hero"]
+    return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(rows, pairs)))
 
 
 def changes_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Every agent outside the main comparison: its success, and paired with HERO and with the base agent."""
     of = dict(tuple(rows.groupby("agent")))
     found = []
-    for agent in sorted(set(of) - set(paper.headline(rows)["agent"])):
+    for agent in sorted(set(of) - set(results.headline(rows)["agent"])):
         line = {"agent": agent, **_means(of[agent], ["success"])}
         for other in ("hero", "base"):
-            gap = paper.effect(of[agent], of[other], "success") if other in of else None
-            line[f"minus {other}"] = paper.cell(gap["value"], gap["low"], gap["high"], "+") if gap else ""
+            gap = compare.effect(of[agent], of[other], "success") if other in of else None
+            line[f"minus {other}"] = compare.cell(gap["value"], gap["low"], gap["high"], "+") if gap else ""
         found.append(line)
     return pd.DataFrame(found)
 
@@ -134,20 +134,20 @@ def success_table(groups: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     for name, rows in groups:
         values = by_task(rows, "success")
         value, low, high = interval(values)
-        agent = f"{name}, {paper.seeds(len(values))}"
+        agent = f"{name}, {compare.seeds(len(values))}"
         found.append({"agent": agent, "value": value, "low": low, "high": high, "n": values.shape[1]})
     return pd.DataFrame(found)
 
 
 def _retail(suffix: str = "") -> pd.DataFrame:
     """The base agent and all that were trained in retail, from whatever studies hold their runs."""
-    return paper.in_world(paper.read_all(DATA, suffix), "retail")
+    return results.in_world(results.read_all(DATA, suffix), "retail")
 
 
 def _left_out() -> dict[str, pd.DataFrame]:
     """The rows of the studies from a warm-up that lacks a lesson, by what it lacks."""
     files = {"no demonstrations": DATA / "no_demos.csv", "no diagnoses": DATA / "no_hints.csv"}
-    return {lacking: paper.read(file) for lacking, file in files.items() if file.exists()}
+    return {lacking: results.read(file) for lacking, file in files.items() if file.exists()}
 
 
 def draw() -> None:
@@ -173,13 +173,13 @@ def draw() -> None:
     places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
     for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
-    if len(rows := paper.headline(_retail())):
+    if len(rows := results.headline(_retail())):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
     if len(rows) and (others := _left_out()):
-        effects = paper.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
+        effects = compare.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
         titles = {"success": "success (share)", "turns": "turns per episode"}
         figures.save(effects_figure(effects, titles), "figures/warmups")
-    if len(rows := paper.headline(_retail("_curves"))):
+    if len(rows := results.headline(_retail("_curves"))):
         shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
 
@@ -198,9 +198,9 @@ def blocks() -> dict[str, str]:
         ("early differences", "early_retail.csv", against_others),
     ):
         if (DATA / source).exists():
-            made[name] = make(paper.read(DATA / source))
+            made[name] = make(results.read(DATA / source))
     every = _retail()
-    if len(rows := paper.headline(every)):
+    if len(rows := results.headline(every)):
         others = rows[rows["seed"] != 0]  # whose runs have chosen no learning rate
         made |= {"retail": agents_table(rows), "turns": turns_table(rows)}
         made |= {"against": against_others(rows), "other seeds": against_others(others)}

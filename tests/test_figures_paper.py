@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hero_mini import claims, evaluate, figures, figures_paper, nb, paper, study
+from hero_mini import claims, compare, efficiency, evaluate, figures, figures_paper, nb, paper, results, study
 from hero_mini.config import SIZES
 from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR
@@ -65,7 +65,7 @@ def curve(arm: str, variant: str = "", seeds: int = 2, updates: int = 3, *, env:
 
 def through_csv(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
     rows.to_csv(folder / "rows.csv", index=False)
-    return paper.read(folder / "rows.csv")
+    return results.read(folder / "rows.csv")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_an_agent_is_an_arm_with_what_differs(rows, tmp_path):
 
 def test_an_effect_is_the_paired_difference(rows):
     of = dict(tuple(rows.groupby("agent")))
-    found = paper.effect(of["hero"], of["base"], "success")
+    found = compare.effect(of["hero"], of["base"], "success")
     gaps = evaluate.by_task(of["hero"], "success") - evaluate.by_task(of["base"], "success")
     assert (found["value"], found["low"], found["high"]) == evaluate.interval(gaps)
     assert (found["n_seeds"], found["n_tasks"]) == (2, 12)
@@ -93,27 +93,27 @@ def test_an_effect_is_the_paired_difference(rows):
 def test_only_what_both_have_is_compared(rows):
     of = dict(tuple(rows.groupby("agent")))
     hero, ema, base = of["hero"], of["hero, teacher=ema"], of["base"]
-    first = paper.effect(hero[hero["seed"] == 0], base, "turns")
-    assert first["n_seeds"] == 1 and first == paper.effect(hero[hero["seed"] == 0], base[base["seed"] == 0], "turns")
-    assert paper.effect(hero, base[base["seed"] == 0], "turns")["n_seeds"] == 2  # base is not trained
-    assert paper.effect(hero, ema[ema["seed"] == 0], "turns")["n_seeds"] == 1  # one training run stays one
-    assert paper.effect(hero, base[base["task"] != "t3"], "turns")["n_tasks"] == 11
-    assert paper.effect(hero, base.assign(task=base["task"] + "x"), "turns") is None
+    first = compare.effect(hero[hero["seed"] == 0], base, "turns")
+    assert first["n_seeds"] == 1 and first == compare.effect(hero[hero["seed"] == 0], base[base["seed"] == 0], "turns")
+    assert compare.effect(hero, base[base["seed"] == 0], "turns")["n_seeds"] == 2  # base is not trained
+    assert compare.effect(hero, ema[ema["seed"] == 0], "turns")["n_seeds"] == 1  # one training run stays one
+    assert compare.effect(hero, base[base["task"] != "t3"], "turns")["n_tasks"] == 11
+    assert compare.effect(hero, base.assign(task=base["task"] + "x"), "turns") is None
 
 
 def test_pairs_without_data_are_left_out(rows):
-    table = paper.effects(rows, [("hero", "base"), ("hero", "full_demo"), ("grpo, G=4", "base")], ("success",))
+    table = compare.effects(rows, [("hero", "base"), ("hero", "full_demo"), ("grpo, G=4", "base")], ("success",))
     assert list(table["comparison"]) == ["hero − base", "grpo, G=4 − base"]
-    nothing = paper.effects(rows.iloc[:0], [("hero", "base")])
+    nothing = compare.effects(rows.iloc[:0], [("hero", "base")])
     assert nothing.empty and list(nothing.columns) == list(table.columns)
-    assert paper.sentences(nothing) == []
+    assert compare.sentences(nothing) == []
 
 
 def test_two_base_agents_stand_side_by_side_and_are_never_mixed(rows):
     other = rows.assign(success=1.0)
-    table = paper.side_by_side({"one": rows, "two": other}, [("hero", "base"), ("full_demo", "base")], ("success",))
+    table = compare.side_by_side({"one": rows, "two": other}, [("hero", "base"), ("full_demo", "base")], ("success",))
     assert list(table["comparison"]) == ["hero − base, one", "hero − base, two"]
-    assert table["value"].tolist() == [paper.effects(rows, [("hero", "base")])["value"][0], 0.0]
+    assert table["value"].tolist() == [compare.effects(rows, [("hero", "base")])["value"][0], 0.0]
 
 
 def test_a_sentence_says_no_more_than_its_interval():
@@ -121,14 +121,14 @@ def test_a_sentence_says_no_more_than_its_interval():
         [("a − b", "success", 0.1, 0.02, 0.2, 1), ("a − b", "turns", -1.5, -3, 0.2, 1)],
         columns=["comparison", "number", "value", "low", "high", "n_seeds"],
     )
-    assert paper.sentences(table) == [
+    assert compare.sentences(table) == [
         "a − b: success +0.100 [+0.020, +0.200], higher; turns -1.50 [-3.00, +0.20], no direction is shown (one seed)"
     ]
-    assert paper.direction(float("nan"), float("nan")) == "no direction is shown"
+    assert compare.direction(float("nan"), float("nan")) == "no direction is shown"
 
 
 def test_the_smallest_visible_difference_is_seen_four_times_of_five():
-    table = paper.visible(pd.DataFrame({"low": [-1.96 * 0.5], "high": [1.96 * 0.5]}))
+    table = compare.visible(pd.DataFrame({"low": [-1.96 * 0.5], "high": [1.96 * 0.5]}))
     assert table["se"].item() == pytest.approx(0.5, rel=1e-4)
     assert table["smallest"].item() == pytest.approx(1.4, abs=0.01)
     estimates = NormalDist(table["smallest"].item(), 0.5)
@@ -136,30 +136,30 @@ def test_the_smallest_visible_difference_is_seen_four_times_of_five():
 
 
 def test_intervals_over_seeds_are_students():
-    assert paper.T975[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 10)), abs=1e-3)
+    assert compare.T975[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 10)), abs=1e-3)
     values = [0.2, 0.5, 0.3, 0.4]
-    mean, low, high = paper.over_seeds(values)
+    mean, low, high = compare.over_seeds(values)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, mean, stats.sem(values)), abs=1e-3)
-    assert np.isnan(paper.over_seeds([0.3])[1:]).all()
-    assert np.isfinite(paper.over_seeds(np.arange(14))).all()
+    assert np.isnan(compare.over_seeds([0.3])[1:]).all()
+    assert np.isfinite(compare.over_seeds(np.arange(14))).all()
 
 
 def test_success_belongs_to_the_turns_spent_before(tmp_path):
     curves = curve("hero").assign(success=[0.0, 0.2, 0.4, 0.0, 0.4, 0.8], env_turns=[100, 200, 300, 50, 100, 150])
-    found = paper.spent(through_csv(curves, tmp_path))
+    found = efficiency.spent(through_csv(curves, tmp_path))
     assert found["spent"].tolist() == [0, 100, 200, 0, 50, 100]
-    budget, runs = paper.at_budget(found)
+    budget, runs = efficiency.at_budget(found)
     assert budget == 100
     assert runs["end"].tolist() == pytest.approx([0.2, 0.8])
     assert runs["way"].tolist() == pytest.approx([0.1, 0.4])
-    none_spent = paper.at_budget(found[found["update"] == 0])
+    none_spent = efficiency.at_budget(found[found["update"] == 0])
     assert none_spent[0] == 0 and none_spent[1]["way"].tolist() == [0.0, 0.0]
 
 
 def test_runs_of_unequal_length_are_compared_seed_by_seed():
     runs = [(0, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)), (1, (0.2, 0.4, 0.1)), (2, (0.5,))]
     rows = pd.DataFrame([{"seed": s, "update": u, "success": v} for s, values in runs for u, v in enumerate(values)])
-    moved = paper.course(rows.sample(frac=1, random_state=0), "success")
+    moved = efficiency.course(rows.sample(frac=1, random_state=0), "success")
     assert moved["whole"].round(6).tolist() == [0.5, -0.1, 0.0]
     assert moved["late"].round(6).tolist()[:2] == [0.2, -0.3] and pd.isna(moved.loc[2, "late"])
     curves = rows.assign(arm="hero", agent="hero", spent=rows["update"] * 100, env_turns=rows["update"] * 100)
@@ -172,10 +172,10 @@ def test_runs_of_unequal_length_are_compared_seed_by_seed():
 def test_groups_are_read_from_the_variant(tmp_path):
     agents = [("base", ""), ("hero", ""), ("grpo", f"group=8 tasks=3 {OWN}"), ("grpo", f"group=2 tasks=12 {OWN}")]
     rows = through_csv(pd.concat([outcomes(*a) for a in (*agents, ("hero", "teacher=ema"))]), tmp_path)
-    table = paper.groups(rows)
+    table = efficiency.groups(rows)
     assert table[["arm", "G"]].to_numpy().tolist() == [["hero", 1], ["grpo", 2], ["grpo", 8]]
     assert table["value"][0] == rows[rows["agent"] == "hero"]["success"].mean()
-    shares = paper.contrast(through_csv(pd.concat([curve(*a) for a in agents[1:]]), tmp_path))
+    shares = efficiency.contrast(through_csv(pd.concat([curve(*a) for a in agents[1:]]), tmp_path))
     assert shares["value"][0] == 1.0 and shares["low"].between(0, 1).all()
 
 
@@ -191,7 +191,7 @@ def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
     }
     for name, parts in tables.items():
         pd.concat(parts).to_csv(tmp_path / f"{name}.csv", index=False)
-    rows = paper.read_all(tmp_path)
+    rows = results.read_all(tmp_path)
     assert not rows.duplicated(["run", "env", "task", "trial"]).any() and set(rows["agent"]) == {"base", "hero"}
     found = rows.groupby(["run", "env"])["table"].agg(set).astype(str).to_dict()
     assert found["hero-retail--1", "retail"] == "{'hero_retail'}" and found["hero-retail--2", "retail"] == "{'retail'}"
@@ -200,19 +200,21 @@ def test_a_run_counts_once_whichever_tables_hold_it(tmp_path):
     for name, (adapter, date) in about.items():
         told = {"adapter": adapter} if adapter == "old" else {"settings": {"adapter": adapter, "lr": 1}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"date": date} | told))
-    assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}
+    assert set(results.read_all(tmp_path)["table"]) == {"retail", "worlds"}
     (tmp_path / "hero_retail.json").write_text(json.dumps({"date": "2026-01-01", "adapter": "new"}))
     told = {"adapter": "new", "lr": 1, "budget": 600}
     for name in ("retail", "worlds"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"date": "2026-01-02", "settings": told}))
-    assert set(paper.read_all(tmp_path)["table"]) == {"retail", "worlds"}, "how the older one was trained is not known"
+    assert set(results.read_all(tmp_path)["table"]) == {"retail", "worlds"}, (
+        "how the older one was trained is not known"
+    )
     pd.concat([*tables["worlds"], outcomes("base").assign(success=3.0)]).to_csv(tmp_path / "worlds.csv", index=False)
     told = {"date": "2026-01-03", "settings": {"model": "worlds", "adapter": "third"}}
     (tmp_path / "worlds.json").write_text(json.dumps(told))
-    rows = paper.read_all(tmp_path)
+    rows = results.read_all(tmp_path)
     assert set(rows["table"]) == {"retail", "worlds"}, "each model has a newest table of its own"
     assert rows["success"].max() == 2.0 and set(rows["env"]) == {"retail", "airline"}, "in retail the default one acts"
-    assert paper.read_all(tmp_path / "nothing").empty and paper.alike(tmp_path / "nothing") == []
+    assert results.read_all(tmp_path / "nothing").empty and results.alike(tmp_path / "nothing") == []
 
 
 def test_a_table_that_has_lost_its_twin_is_no_silent_gap(tmp_path):
@@ -220,16 +222,16 @@ def test_a_table_that_has_lost_its_twin_is_no_silent_gap(tmp_path):
         outcomes("base").to_csv(tmp_path / f"{name}.csv", index=False)
     (tmp_path / "worlds.json").write_text('{"date": "2026-01-01"}')
     with pytest.raises(HeroError, match="retail.csv was made: its .json is not there"):
-        paper.read_all(tmp_path)
+        results.read_all(tmp_path)
 
 
 def test_an_agent_is_compared_where_it_was_trained():
     agents = [("base", "retail"), ("hero", "retail"), ("hero", "airline"), ("hero", "webshop")]
     rows = pd.concat([outcomes(arm, env="airline", trained_on=where) for arm, where in agents])
-    own, away = paper.in_world(rows, "airline"), paper.in_world(rows, "airline", "retail")
+    own, away = results.in_world(rows, "airline"), results.in_world(rows, "airline", "retail")
     assert set(own["arm"] + own["trained_on"]) == {"baseretail", "heroairline"}
     assert set(away["arm"] + away["trained_on"]) == {"baseretail", "heroretail"}
-    assert paper.in_world(rows, "webshop").empty
+    assert results.in_world(rows, "webshop").empty
     assert set(paper.TRAINED_ON) == set(paper.PAPER["env"])
 
 
@@ -243,13 +245,13 @@ def test_the_papers_numbers():
 # --- figures ---------------------------------------------------------------------------------------------------------
 def test_figures_draw_what_is_there(rows, tmp_path):
     pairs = [("hero", "base"), ("grpo, G=4", "base"), ("hero", "grpo, G=4")]
-    table = paper.visible(paper.effects(rows, pairs))
-    one_seed = paper.effects(rows[rows["seed"] == 0], pairs[:1], ("turns",))
-    curves = paper.spent(
+    table = compare.visible(compare.effects(rows, pairs))
+    one_seed = compare.effects(rows[rows["seed"] == 0], pairs[:1], ("turns",))
+    curves = efficiency.spent(
         through_csv(pd.concat([curve("hero"), curve("grpo", f"group=4 tasks=6 {OWN}", seeds=1)]), tmp_path)
     )
     alone = curves[curves["agent"] == "hero"]
-    levels, shares = paper.groups(rows), paper.contrast(curves)
+    levels, shares = efficiency.groups(rows), efficiency.contrast(curves)
     shown = {"success": "success", "turns": "turns"}
     for fig in (
         figures_paper.effects_figure(table.assign(paper=[0.01, *[np.nan] * 5]), shown),
@@ -265,7 +267,7 @@ def test_figures_draw_what_is_there(rows, tmp_path):
 
 
 def test_a_difference_has_its_numbers_and_a_tick_per_seed(rows):
-    table = paper.effects(rows, [("hero", "base"), ("grpo, G=4", "base")])
+    table = compare.effects(rows, [("hero", "base"), ("grpo, G=4", "base")])
     left, right = figures_paper.effects_figure(table, {"success": "success", "turns": "turns"}).axes
     labels = [label.get_text() for label in left.get_yticklabels()]
     assert labels == ["hero − base  (2 × 12)", "grpo, G=4 − base  (2 × 12)"]
@@ -292,7 +294,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
     said: list[str] = []
     monkeypatch.setattr(nb, "_put", lambda kind, content, plain, metadata=None: said.append(plain))
     monkeypatch.setattr(nb, "show", lambda fig, *, alt, name: said.append(f"Figure {name.name}: {alt}"))
-    for module in (paper, claims):
+    for module in (compare, efficiency, claims):
         monkeypatch.setattr(module, "interval", partial(evaluate.interval, n=40))
     space: dict = {}
     for cell in nbformat.read(PAGE, as_version=4).cells:

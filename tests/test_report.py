@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hero_mini import claims as claimed
-from hero_mini import paper, report
+from hero_mini import report, results
 from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR
 
@@ -160,7 +160,7 @@ def test_every_world_and_agent_has_a_row():
 def test_changes_are_compared_with_hero_and_the_base_agent():
     rows = agents(0.4)
     rows = pd.concat([rows, rows[rows["arm"] == "hero"].assign(arm="oracle_hero")]).assign(variant="")
-    rows = rows.assign(agent=[paper.agent(r.arm, r.variant) for r in rows.itertuples()])
+    rows = rows.assign(agent=[results.agent(r.arm, r.variant) for r in rows.itertuples()])
     (change,) = report.changes_table(rows).to_dict("records")
     assert change["agent"] == "oracle_hero" and change["minus hero"] == "+0.000 [+0.000, +0.000]"
     assert change["minus base"].startswith("+0.400")
@@ -178,4 +178,4 @@ def test_a_damaged_table_is_one_sentence(tmp_path, column, value, says):
     rows[column] = [value, *rows[column][1:]]
     rows.to_csv(tmp_path / "retail.csv", index=False)
     with pytest.raises(HeroError, match=f"retail.csv has .*{says}"):
-        paper.read(tmp_path / "retail.csv")
+        results.read(tmp_path / "retail.csv")

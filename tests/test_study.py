@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 
 from hero_mini import claims as claimed
-from hero_mini import figures, figures_paper, paper, records
+from hero_mini import compare, figures, figures_paper, records, results
 from hero_mini.cli import main
 from hero_mini.config import SIZES, TrainConfig
 from hero_mini.records import failed
@@ -477,8 +477,8 @@ def test_a_miniature_study_ends_in_claims_and_figures(folder: Path, tmp_path: Pa
     made = claims[claims["ours"] != ""]
     assert {"full_demo_below_base_retail", "hero_beats_grpo_tight_budget_retail", "no_forgetting"} < set(made.index)
     assert set(made["command"]) == {f"python -m hero_mini study retail --preset smoke --model {folder}"}
-    rows = paper.read_all(tmp_path / "data")
-    effects = paper.effects(rows, [(arm, "base") for arm in ("hero", "full_demo", "grpo, G=4", "env_feedback")])
+    rows = results.read_all(tmp_path / "data")
+    effects = compare.effects(rows, [(arm, "base") for arm in ("hero", "full_demo", "grpo, G=4", "env_feedback")])
     assert len(effects) == 2 * 4
     assert figures.render(figures_paper.effects_figure(effects, {"success": "success", "turns": "turns"}))
-    assert figures.render(figures_paper.seeds_figure(paper.read_all(tmp_path / "data", "_curves")))
+    assert figures.render(figures_paper.seeds_figure(results.read_all(tmp_path / "data", "_curves")))
