@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hero_mini.cache import Cache
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError, rng
+from hero_mini.runtime import HeroError, check_whole, rng
 
 T = TypeVar("T")
 
@@ -37,11 +37,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 1e-3 <= self.temperature <= 1e3:
-            raise ValueError(f"temperature is {self.temperature}; it must be from 0.001 to 1000 (or use greedy=True)")
+            raise HeroError(f"temperature is {self.temperature}; it must be from 0.001 to 1000 (or use greedy=True)")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+            raise HeroError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.max_tokens < 1:
-            raise ValueError(f"an answer of at most {self.max_tokens} tokens is none; allow at least 1")
+            raise HeroError(f"an answer of at most {self.max_tokens} tokens is none; allow at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def converse(
     draws: the random numbers of each dialogue, its own, so that its tokens do not depend on its neighbours
     shared: token ids that every dialogue's first chunk begins with (but is longer than); encoded once for all
     progress: what a progress bar says that it counts; empty: no bar
-    raises ValueError: batch_size below 1; HeroError: a context outgrows the model's positions
+    raises HeroError: batch_size below 1, or a context outgrows the model's positions
     """
-    check_counts(batch_size=batch_size)
+    check_whole(1, batch_size=batch_size)
     started, usage = time.perf_counter(), usage if usage is not None else Usage()
     banned = banned_ids(policy)
     upcoming = (begin(place, *pair, shared) for place, pair in enumerate(zip(dialogues, draws, strict=True)))
@@ -138,19 +138,12 @@ def converse(
     return [results[place] for place in range(len(dialogues))]
 
 
-def check_counts(**counts: int) -> None:
-    """raises ValueError: one of them is below 1"""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
 def begin(place: int, dialogue: Callable[[], Dialogue[T]], draw: random.Random, shared: Sequence[int]) -> Row:
     """Start a dialogue; its first chunk loses the tokens that the cache has already."""
     started = dialogue()
     chunk = next(started)
     if len(chunk) <= len(shared) or chunk[: len(shared)] != list(shared):
-        raise ValueError(f"dialogue {place} does not begin with the tokens that all are said to share")
+        raise HeroError(f"dialogue {place} does not begin with the tokens that all are said to share")
     return Row(place, started, draw, chunk[len(shared) :])
 
 

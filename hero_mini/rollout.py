@@ -15,10 +15,10 @@ from hero_mini import envs
 from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.envs.base import VERDICTS
-from hero_mini.generate import Dialogue, Sampling, Usage, check_counts, converse
+from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError, atomic_write, rng
+from hero_mini.runtime import HeroError, atomic_write, check_whole, rng
 
 if TYPE_CHECKING:
     from hero_mini.server import Server
@@ -183,11 +183,11 @@ def collect(
 
     env: a name, or a function that makes a fresh environment; one is made per episode
     server: who samples instead of this process
-    raises HeroError: no tasks, a context that does not fit into the model, or a server that gives no token ids;
-        ValueError: an argument out of range
+    raises HeroError: no tasks, an argument out of range, a context that does not fit into the model, or a server that
+        gives no token ids
     """
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
-    check_counts(max_turns=max_turns, repeats=repeats)
+    check_whole(1, max_turns=max_turns, repeats=repeats)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
     make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,18 @@ def check_known(what: str, name: object, known: Collection[str]) -> None:
     """
     if name not in known:
         raise HeroError(f"unknown {what} {name!r}{nearest(str(name), known)}; there are: {', '.join(known)}")
+
+
+def check_whole(least: int, **numbers: object) -> None:
+    """raises HeroError: one of them is no whole number, or below `least`
+
+    >>> check_whole(1, max_turns=2.5)
+    Traceback (most recent call last):
+    hero_mini.runtime.HeroError: max_turns is 2.5; it must be a whole number, at least 1
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, Integral) or value < least:
+            raise HeroError(f"{name} is {value!r}; it must be a whole number, at least {least}")
 
 
 def first_line(error: Exception) -> str:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from hero_mini.config import TrainConfig
 from hero_mini.endpoint import post
-from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin, check_counts
+from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, check_whole
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Server:
         """`generate.converse` with the server's tokens: at most `batch_size` requests at a time.
 
         The server keeps the beginnings that it has read, so `shared` needs no care; a draw is the seed of a request.
-        raises HeroError: see `answer`; ValueError: batch_size below 1
+        raises HeroError: see `answer`, or batch_size is below 1
         """
-        check_counts(batch_size=batch_size)
+        check_whole(1, batch_size=batch_size)
         started, usage = time.perf_counter(), usage if usage is not None else Usage()
         fixed = self._settings(policy, sampling)
         upcoming = (begin(place, *pair, ()) for place, pair in enumerate(zip(dialogues, draws, strict=True)))

@@ -364,7 +364,7 @@ def test_missing_file_is_named(tmp_path) -> None:
 )  # fmt: skip
 def test_bad_argument_is_named(tiny: Policy, settings: dict) -> None:
     word = "answer" if "max_action_tokens" in settings else next(iter(settings))
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(HeroError, match=word):
         roll(tiny, **settings)
 
 

@@ -155,7 +155,7 @@ def test_an_answer_that_cannot_be_used_is_one_sentence(
 
 
 def test_no_batch(tiny: Policy, fake: Fake) -> None:
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(HeroError, match="batch_size is 0"):
         roll(tiny, Server(fake.url, "tiny"), batch_size=0)
 
 

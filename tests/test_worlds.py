@@ -128,6 +128,10 @@ def test_errors_name_the_remedy(name: str) -> None:
         lambda: env.task_named("nowhere/test/0"): f"no task of {name}; write {name}/<split>/<index>",
         lambda: envs.make(name[:-2] + name[-1] + name[-2]): f"'{name}'",
         lambda: envs.make(name, max_turns=0): "at least 1",
+        lambda: envs.make(name, max_turn=5): "did you mean 'max_turns'",
+        lambda: env.tasks("test", 2.5): "n is 2.5",
+        lambda: env.tasks("test", 1, seed=-1): "seed is -1",
+        lambda: started(tasks(name, 1)[0]).step(None): "an action is a text",
         lambda: env.step("hi"): "call reset first",
         lambda: episode(tasks(name, 1)[0], expert)[2].step("hi"): "over",
     }.items():

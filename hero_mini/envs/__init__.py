@@ -34,9 +34,11 @@ def make(name: str, **settings) -> Env:
     settings: max_turns, the agent's turns in an episode (10 by default, 30 in the real TauBench, 15 in the real
     WebShop); webshop also takes strict_upstream, the real TauBench a user (see `tau2_user`), the real WebShop an
     upstream, a search, and human_goals (see `RealWebShop`)
-    raises HeroError: unknown name, or the real TauBench or WebShop is not installed
+    raises HeroError: unknown name or setting, or the real TauBench or WebShop is not installed
     """
     check_known("environment", name, ENVS)
+    for setting in settings:
+        check_known(f"setting of {name}", setting, signature(ENVS[name]).parameters)
     return ENVS[name](**settings)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from typing import Any, Literal, Protocol, get_args
 
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_whole, nearest
 
 Verdict = Literal["necessary", "unnecessary", "invalid", "failed", "harmful"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
@@ -45,8 +45,9 @@ class Task:
 def task_id(env: str, split: str, index: int, seed: int) -> str:
     """The name of a task, "<env>/<split>/<index>"; "@<seed>" stands behind it for a seed other than 0.
 
-    raises HeroError: unknown split
+    raises HeroError: unknown split, or an index or a seed that no task has
     """
+    check_whole(0, index=index, seed=seed)
     if split not in SPLITS:
         raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
     return f"{env}/{split}/{index}" + (f"@{seed}" if seed else "")
@@ -118,18 +119,21 @@ class Generated:
     make_task: Callable[[str, int, int], Task]  # split, index, seed
 
     def __init__(self, max_turns: int = 10):
-        if max_turns < 1:
-            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
+        check_whole(1, max_turns=max_turns)
         self.max_turns = max_turns
         self.task: Task | None = None
 
     def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
-        """The first `n` tasks of a split; every split is endless, and no user (or wish) stands in two of them."""
+        """The first `n` tasks of a split; every split is endless, and no user (or wish) stands in two of them.
+
+        raises HeroError: unknown split, or no whole number, or a negative one
+        """
+        check_whole(0, n=n)
         return [self.make_task(split, index, seed) for index in range(n)]
 
     def task_named(self, task_id: str) -> Task:
         """The task with this id: "<env>/<split>/<index>", with "@<seed>" behind it for a seed other than 0."""
-        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
+        found = re.fullmatch(rf"{self.name}/(\w+)/(\d{{1,19}})(?:@(\d{{1,19}}))?", str(task_id))
         if found is None:
             raise HeroError(
                 f"{task_id!r} is no task of {self.name}; write {self.name}/<split>/<index>, such as {self.name}/test/0"
@@ -169,7 +173,11 @@ def parse_action(text: str) -> Action:
     Action(name='search', arguments={'keywords': 'red shoes'}, error=None)
     >>> parse_action("f(x=)").error
     'Error: the arguments of f could not be read'
+
+    raises HeroError: no text
     """
+    if not isinstance(text, str):
+        raise HeroError(f'an action is a text, such as "click[Buy Now]", and not {text!r}')
     if len(text) > MAX_ACTION_CHARS:
         return Action("", {}, f"Error: action longer than {MAX_ACTION_CHARS} characters")
     text = text.strip().removeprefix("<tool_call>").removesuffix("</tool_call>").strip()  # as Qwen wraps its calls

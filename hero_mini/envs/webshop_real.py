@@ -22,7 +22,7 @@ from hero_mini.envs.base import BRACKETED, MAX_ACTION_CHARS, Action, Task, Verdi
 from hero_mini.envs.webshop import NO_RESULTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_whole, nearest
 
 SYSTEM_PROMPT = """You shop on a web site. Every turn is one action: search[keywords], or click[value] with a product \
 number, an option or a button of the page. The product must have every attribute and option that the instruction asks \
@@ -57,8 +57,7 @@ class RealWebShop:
         search: Literal["bm25", "lucene"] = "bm25",
         human_goals: bool = False,
     ):
-        if max_turns < 1:
-            raise HeroError(f"max_turns is {max_turns}; an episode needs at least 1 turn")
+        check_whole(1, max_turns=max_turns)
         if upstream is None:
             upstream = load(os.environ.get("WEBSHOP_HOME", ""), search, human_goals)
         elif callable(upstream):
