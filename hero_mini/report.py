@@ -12,6 +12,7 @@ import pandas as pd
 from hero_mini import compare, probe, results
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
+from hero_mini.efficiency import ended_early
 from hero_mini.evaluate import by_task, interval
 from hero_mini.runtime import HeroError, atomic_write, check_clone
 from hero_mini.tables import read_table
@@ -66,11 +67,10 @@ def claims_readme(claims: pd.DataFrame) -> str:
 def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.DataFrame:
     """Turns per episode by outcome, and how many of the failures ended before the last turn; a row per agent."""
     won = rows["success"] == 1
-    early = ((rows["turns"] < max_turns) & ~won).astype(float).where(~won)
     parts = {
         "turns, solved": rows["turns"].where(won),
         "turns, failed": rows["turns"].where(~won),
-        "ended early, share of failures": early,
+        "ended early, share of failures": ended_early(rows, max_turns).where(~won),
         "wasted turns": rows["wasted"],
     }
     table = pd.DataFrame({"agent": rows["agent"], **parts}).groupby("agent", sort=False).mean()
