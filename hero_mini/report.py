@@ -115,11 +115,16 @@ def against_others(rows: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(rows, pairs)))
 
 
+def changed(rows: pd.DataFrame) -> list[str]:
+    """The agents outside the main comparison: those of which something was changed."""
+    return sorted(set(rows["agent"]) - set(results.headline(rows)["agent"]))
+
+
 def changes_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every agent outside the main comparison: its success, and paired with HERO and with the base agent."""
+    """Every changed agent: its success, and paired with HERO and with the base agent."""
     of = dict(tuple(rows.groupby("agent")))
     found = []
-    for agent in sorted(set(of) - set(results.headline(rows)["agent"])):
+    for agent in changed(rows):
         line = {"agent": agent, **_means(of[agent], ["success"])}
         for other in ("hero", "base"):
             gap = compare.effect(of[agent], of[other], "success") if other in of else None
@@ -173,12 +178,18 @@ def draw() -> None:
     places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
     for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
-    if len(rows := results.headline(_retail())):
+    every, titles = _retail(), {"success": "success (share)", "turns": "turns per episode"}
+    if len(rows := results.headline(every)):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
     if len(rows) and (others := _left_out()):
         effects = compare.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
-        titles = {"success": "success (share)", "turns": "turns per episode"}
         figures.save(effects_figure(effects, titles), "figures/warmups")
+    if names := changed(every):
+        gains = compare.effects(every, [(name, "base") for name in ("hero", *names)])
+        best = gains[gains["number"] == "success"].sort_values("value", ascending=False)["comparison"]
+        order = ["hero − base", *best.drop_duplicates()]
+        gains = gains.sort_values("comparison", key=lambda names: names.map(order.index), kind="stable")
+        figures.save(effects_figure(gains, titles), "figures/changes")
     if len(rows := results.headline(_retail("_curves"))):
         shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")
