@@ -115,6 +115,14 @@ def against_others(rows: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(rows, pairs)))
 
 
+def against_first(rows: pd.DataFrame, first: pd.DataFrame) -> str:
+    """The trained agents that the first study has as well: their rows of today against those, in words."""
+    trained = [agent for agent in first["agent"].unique() if agent != "base"]
+    both = [mine.assign(agent=mine["agent"] + when) for mine, when in ((rows, ", now"), (first, ", first study"))]
+    pairs = [(f"{agent}, now", f"{agent}, first study") for agent in trained]
+    return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(pd.concat(both), pairs)))
+
+
 def changed(rows: pd.DataFrame) -> list[str]:
     """The agents outside the main comparison: those of which something was changed."""
     return sorted(set(rows["agent"]) - set(results.headline(rows)["agent"]))
@@ -212,9 +220,12 @@ def blocks() -> dict[str, str]:
             made[name] = make(results.read(DATA / source))
     every = _retail()
     if len(rows := results.headline(every)):
-        others = rows[rows["seed"] != 0]  # whose runs have chosen no learning rate
+        others = rows[rows["seed"] != 0]  # whose runs have chosen nothing
         made |= {"retail": agents_table(rows), "turns": turns_table(rows)}
         made |= {"against": against_others(rows), "other seeds": against_others(others)}
+        if (DATA / "early_retail.csv").exists():
+            first = results.read(DATA / "early_retail.csv")
+            made |= {"rule": against_first(rows, first), "rule, other seeds": against_first(others, first)}
         if len(changes := changes_table(every)):
             made["changes"] = changes
     return {name: content if isinstance(content, str) else markdown(content) for name, content in made.items()}
