@@ -195,6 +195,7 @@ def train(options: argparse.Namespace) -> None:
 def eval(options: argparse.Namespace) -> None:
     import pandas as pd
 
+    from hero_mini import envs
     from hero_mini.evaluate import COLUMNS, evaluate, floors, interval
     from hero_mini.tables import check_table, read_csv, write_table
 
@@ -222,7 +223,8 @@ def eval(options: argparse.Namespace) -> None:
         write_table(spare := options.out.with_name(f"{options.out.stem}-new.csv"), rows, command=options.line)
         raise HeroError(f"{problem}; the rows of this evaluation are in {spare}") from problem
     same = (others["arm"] == label) & (others["seed"] == options.seed)
-    same &= others["task"].str.startswith(f"{options.env}/{options.split}/")
+    world = envs.make(options.env)
+    same &= others["task"].isin([task for task in others["task"].unique() if world.in_split(task, options.split)])
     if same.any():
         print(f"replaces {same.sum()} earlier rows of {label!r}, seed {options.seed}, by {len(rows)}")
     table = pd.concat([others[~same], rows]) if len(others[~same]) else rows

@@ -13,7 +13,7 @@ from typing import Any
 from hero_mini import envs
 from hero_mini.envs import SPLITS
 from hero_mini.envs.base import MAX_ACTION_CHARS
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, check_known
 
 try:
     import gymnasium
@@ -37,10 +37,8 @@ class TextWorld(gymnasium.Env[str, str]):
     metadata = {"render_modes": []}
 
     def __init__(self, name: str, split: str = "train", **settings: Any) -> None:
-        if name not in WORLDS.values():
-            raise HeroError(f"no mini world {name!r}{nearest(name, WORLDS.values())}; use {', '.join(WORLDS.values())}")
-        if split not in SPLITS:
-            raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+        check_known("mini world", name, WORLDS.values())
+        check_known("split", split, SPLITS)
         self.world = envs.make(name, **settings)
         self.split = split
         self.observation_space = Text(MAX_CHARS, charset=CHARSET)
@@ -54,20 +52,14 @@ class TextWorld(gymnasium.Env[str, str]):
         raises HeroError: there is no such task, or no such option
         """
         super().reset(seed=seed)
-        options = options or {}
-        if unknown := options.keys() - {"task"}:
-            raise HeroError(f"unknown option {min(unknown)!r}{nearest(min(unknown), ['task'])}; the only one is 'task'")
         place = int(self.np_random.integers(N_TASKS)) if seed is None else seed
-        task = options.get("task")
-        if task is None:
-            task = f"{self.world.name}/{self.split}/{place}"
-        observation, info = self.world.reset(options={"task": task})
+        chosen = dict(options or {})
+        chosen["task"] = chosen.get("task") or f"{self.world.name}/{self.split}/{place}"
+        observation, info = self.world.reset(options=chosen)
         return _fitting(observation), info | self._facts() | {"system_prompt": self.world.system_prompt}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take a turn with the agent's text. raises HeroError: it is no text, or the episode is over"""
-        if not isinstance(action, str):
-            raise HeroError(f"an action is text, such as 'search[boots]', not {type(action).__name__}")
         observation, reward, terminated, truncated, info = self.world.step(action)
         return _fitting(observation), reward, terminated, truncated, info | self._facts()
 

@@ -105,11 +105,11 @@ def test_errors_name_the_remedy() -> None:
         lambda: made("Retail", split="trian"): "did you mean 'train'",
         lambda: made("Retail", max_turns=0): "at least 1",
         lambda: gym.TextWorld("retial"): "did you mean 'retail'",
-        lambda: gym.TextWorld("tau2-retail"): "no mini world",
+        lambda: gym.TextWorld("tau2-retail"): "unknown mini world",
         lambda: env.reset(options={"tsak": "retail/test/0"}): "did you mean 'task'",
         lambda: env.reset(options={"task": "retail/tset/0"}): "did you mean 'test'",
         lambda: gym.TextWorld("retail").step("hi"): "call reset first",
-        lambda: (env.reset(), env.step(3)): "an action is text",
+        lambda: (env.reset(), env.step(3)): "an action is a text",
     }.items():
         with pytest.raises(HeroError, match=near):
             call()

@@ -365,20 +365,22 @@ def test_tasks_by_number_and_by_place(env: RealWebShop) -> None:
     shuffled = env.tasks("train", 300, seed=2)
     assert shuffled != tasks and sorted(t.index for t in shuffled) == list(range(300))
     assert env.task_named("webshop-real/train/3@2") == shuffled[3] == env.tasks("train", 4, seed=2)[3]
+    assert env.in_split(tasks[3].id, "train") and not env.in_split(tasks[3].id, "test")
+    assert not env.in_split("webshop/train/3", "train")
 
 
 @pytest.mark.parametrize("wrong", ["webshop-real/1800", "webshop-real/-1", "webshop-real/eval/1", "webshop/test/0", ""])
 def test_no_such_task(env: RealWebShop, wrong: str) -> None:
-    with pytest.raises(HeroError, match="no task of webshop-real; write webshop-real/<number>, 0 to 1799"):
+    with pytest.raises(HeroError, match="no task of webshop-real; write webshop-real/<number>, such as webshop-real/0"):
         env.reset(options={"task": wrong})
 
 
 def test_no_such_split(env: RealWebShop) -> None:
-    with pytest.raises(HeroError, match="no split 'tests'.*did you mean 'test'"):
+    with pytest.raises(HeroError, match="unknown split of webshop-real 'tests'.*did you mean 'test'"):
         env.tasks("tests", 1)
     few = RealWebShop(upstream=lambda: FakeEnv(human_goals=True))
     assert len(few.tasks("test", 999)) == 500 and len(few.tasks("validation", 999)) == 200
-    with pytest.raises(HeroError, match="only 700 goals, which leaves none for train"):
+    with pytest.raises(HeroError, match="only 700 tasks, which leaves none for train"):
         few.reset()
 
 

@@ -4,7 +4,14 @@
     env.reset(options={"task": task}) -> (observation, info)
     env.step(action: str)             -> (observation, reward, terminated, truncated, info)
 
-The five-tuple is Gymnasium's. An action is the model's text; it is parsed, never evaluated.
+The five-tuple is Gymnasium's. An action is the model's text; it is parsed, never evaluated. A step's `info` has
+
+    role: "user" or "tool", who answers         action: {"name", "arguments"}, as it was read
+    valid: whether it could be carried out      error: the error in the answer, or None
+    changed: whether it changed anything        repeated: whether it was done before in this episode
+    turn: how many were taken, from 1           reward_parts: what the reward is made of, in numbers
+    oracle: {"verdict", "cause", "better"}, the judgement of the turn; `better` is an action in words, or None where the
+        turn was necessary, or where nobody knows the best action (the real benchmarks)
 """
 
 from __future__ import annotations
@@ -12,12 +19,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from typing import Any, Literal, Protocol, get_args
 
-from hero_mini.runtime import HeroError, check_whole, nearest
+from hero_mini.runtime import HeroError, check_known, check_whole, rng
 
 Verdict = Literal["necessary", "unnecessary", "invalid", "failed", "harmful"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
@@ -48,8 +55,7 @@ def task_id(env: str, split: str, index: int, seed: int) -> str:
     raises HeroError: unknown split, or an index or a seed that no task has
     """
     check_whole(0, index=index, seed=seed)
-    if split not in SPLITS:
-        raise HeroError(f"unknown split {split!r}{nearest(split, SPLITS)}; the splits are {', '.join(SPLITS)}")
+    check_known("split", split, SPLITS)
     return f"{env}/{split}/{index}" + (f"@{seed}" if seed else "")
 
 
@@ -88,6 +94,7 @@ class Env(Protocol):
 
     def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]: ...
     def task_named(self, task_id: str) -> Task: ...
+    def in_split(self, task_id: str, split: str) -> bool: ...
     def clone(self) -> Env: ...
     def signatures(self) -> dict[str, Signature]: ...
     def expert(self) -> Action: ...
@@ -112,16 +119,36 @@ def signatures(tools: dict[str, dict[str, type]]) -> dict[str, Signature]:
     }
 
 
-class Generated:
-    """What the worlds with generated tasks share: their splits, the ids of their tasks, and which one is played."""
+class World:
+    """What all worlds share: a limit of turns, and which task is played."""
 
     name: str
-    make_task: Callable[[str, int, int], Task]  # split, index, seed
+    task_named: Callable[[str], Task]
 
-    def __init__(self, max_turns: int = 10):
+    def __init__(self, max_turns: int):
         check_whole(1, max_turns=max_turns)
         self.max_turns = max_turns
         self.task: Task | None = None
+
+    def chosen_task(self, seed: int | None, options: dict | None) -> Task:
+        """`options["task"]` (a Task or its id); without one, the train task at place `seed`."""
+        for option in options or {}:
+            check_known("option", option, ["task"])
+        task = (options or {}).get("task")
+        if task is None:
+            task = f"{self.name}/train/{seed or 0}"
+        if isinstance(task, Task) and task.id.startswith(f"{self.name}/"):
+            return task
+        return self.task_named(str(getattr(task, "id", task)))  # which refuses a task of another world
+
+
+class Generated(World):
+    """What the worlds with generated tasks share: endless splits, and the ids of their tasks."""
+
+    make_task: Callable[[str, int, int], Task]  # split, index, seed
+
+    def __init__(self, max_turns: int = 10):
+        super().__init__(max_turns)
 
     def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
         """The first `n` tasks of a split; every split is endless, and no user (or wish) stands in two of them.
@@ -140,16 +167,64 @@ class Generated:
             )
         return self.make_task(found[1], int(found[2]), int(found[3] or 0))
 
+    def in_split(self, task_id: str, split: str) -> bool:
+        """Whether the task with this id is one of the split."""
+        return task_id.startswith(f"{self.name}/{split}/")
+
+
+class Listed(World):
+    """What the real benchmarks share: upstream's splits, each a list of numbers, of which a task has one."""
+
+    def numbers(self) -> Mapping[str, Sequence[str | int]]:
+        """The numbers of upstream's tasks by split, in upstream's order."""
+        raise NotImplementedError
+
+    def numbered(self, number: str | int) -> Task:
+        """The task with one of these numbers; its id is "<env>/<number>"."""
+        raise NotImplementedError
+
+    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
+        """The first `n` tasks of upstream's split, or all there are; a seed other than 0 shuffles them.
+
+        raises HeroError: the benchmark has no such split, or no task in it; a number out of range
+        """
+        check_whole(0, n=n, seed=seed)
+        splits = self.numbers()
+        check_known(f"split of {self.name}", split, splits)
+        if not splits[split]:
+            loaded = sum(map(len, splits.values()))
+            raise HeroError(f"{self.name} loaded only {loaded} tasks, which leaves none for {split}; load more of them")
+        numbers = list(splits[split])
+        if seed:
+            rng(seed, self.name, "shuffle").shuffle(numbers)
+        return [self.numbered(number) for number in numbers[:n]]
+
+    def task_named(self, task_id: str) -> Task:
+        """A task by upstream's number, "<env>/<number>", or by its place, "<env>/<split>/<place>[@<seed>]".
+
+        Places go round, so that training never runs out of tasks.
+        raises HeroError: there is no such task
+        """
+        splits = self.numbers()
+        every = [number for numbers in splits.values() for number in numbers]
+        if (named := {f"{self.name}/{number}": number for number in every}.get(str(task_id))) is not None:
+            return self.numbered(named)
+        found = re.fullmatch(rf"{self.name}/({'|'.join(splits)})/(\d{{1,19}})(?:@(\d{{1,19}}))?", str(task_id))
+        if found is None:
+            raise HeroError(
+                f"{task_id!r} is no task of {self.name}; write {self.name}/<number>, such as {self.name}/{every[0]}"
+            )
+        tasks = self.tasks(found[1], len(splits[found[1]]), int(found[3] or 0))
+        return tasks[int(found[2]) % len(tasks)]
+
     def chosen_task(self, seed: int | None, options: dict | None) -> Task:
-        """`options["task"]` (a Task or its id); without one, a train task drawn by `seed`."""
-        if unknown := set(options or {}) - {"task"}:
-            raise HeroError(f"unknown options {', '.join(map(repr, unknown))}; there is one: task")
-        task = (options or {}).get("task")
-        if task is None:
-            return self.make_task("train", seed or 0, 0)
-        if isinstance(task, Task) and task.id.startswith(f"{self.name}/"):
-            return task
-        return self.task_named(str(getattr(task, "id", task)))  # which refuses a task of another world
+        """See `World.chosen_task`; upstream's own copy of the task."""
+        return self.task_named(super().chosen_task(seed, options).id)
+
+    def in_split(self, task_id: str, split: str) -> bool:
+        """Whether the task with this id is one of the split."""
+        world, _, number = task_id.partition("/")
+        return world == self.name and number in map(str, self.numbers().get(split, ()))
 
 
 _BRACKETS = re.compile(rf"({'|'.join(BRACKETED)})\[(.+)\]", re.DOTALL)
@@ -158,6 +233,12 @@ _STRING = r"'[^'\\]*'|\"[^\"\\]*\""
 _ARGUMENT = re.compile(
     rf"\s*(\w+)\s*=\s*(?:({_STRING})|(\[\s*(?:(?:{_STRING})\s*(?:,\s*(?:{_STRING})\s*)*)?\])|(-?\d+(?:\.\d+)?))\s*(?:,|$)"
 )
+
+
+def check_text(action: object) -> None:
+    """raises HeroError: an action is no text"""
+    if not isinstance(action, str):
+        raise HeroError(f'an action is a text, such as "click[Buy Now]", and not {action!r}')
 
 
 def parse_action(text: str) -> Action:
@@ -176,8 +257,7 @@ def parse_action(text: str) -> Action:
 
     raises HeroError: no text
     """
-    if not isinstance(text, str):
-        raise HeroError(f'an action is a text, such as "click[Buy Now]", and not {text!r}')
+    check_text(text)
     if len(text) > MAX_ACTION_CHARS:
         return Action("", {}, f"Error: action longer than {MAX_ACTION_CHARS} characters")
     text = text.strip().removeprefix("<tool_call>").removesuffix("</tool_call>").strip()  # as Qwen wraps its calls

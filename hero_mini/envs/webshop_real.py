@@ -18,11 +18,21 @@ from inspect import Signature
 from typing import Any, Literal, Self
 
 from hero_mini.envs import webshop_script as script
-from hero_mini.envs.base import BRACKETED, MAX_ACTION_CHARS, Action, Task, Verdict, parse_action, signatures
+from hero_mini.envs.base import (
+    BRACKETED,
+    MAX_ACTION_CHARS,
+    Action,
+    Listed,
+    Task,
+    Verdict,
+    check_text,
+    parse_action,
+    signatures,
+)
 from hero_mini.envs.webshop import NO_RESULTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
-from hero_mini.runtime import HeroError, check_whole, nearest
+from hero_mini.runtime import HeroError
 
 SYSTEM_PROMPT = """You shop on a web site. Every turn is one action: search[keywords], or click[value] with a product \
 number, an option or a button of the page. The product must have every attribute and option that the instruction asks \
@@ -35,7 +45,7 @@ SHORTCUTS = {"<r>", "<a>", "<c>", "<q>"}  # first words that are no search to up
 NOTHING = "nothing"  # an action that upstream ignores
 
 
-class RealWebShop:
+class RealWebShop(Listed):
     """One shopping episode of the real WebShop. See `hero_mini.envs.base` for the protocol.
 
     max_turns: our choice; upstream's baselines stop after 100
@@ -57,7 +67,7 @@ class RealWebShop:
         search: Literal["bm25", "lucene"] = "bm25",
         human_goals: bool = False,
     ):
-        check_whole(1, max_turns=max_turns)
+        super().__init__(max_turns)
         if upstream is None:
             upstream = load(os.environ.get("WEBSHOP_HOME", ""), search, human_goals)
         elif callable(upstream):
@@ -68,61 +78,26 @@ class RealWebShop:
             if not hasattr(upstream, needed):
                 raise HeroError(f"{type(upstream).__name__} is no WebAgentTextEnv of WebShop: it has no {needed}")
         self.upstream = fork(upstream, {})
-        self.max_turns = max_turns
-        self.task: Task | None = None
         self.calls: set[str] = set()  # what was done so far, a click with its page
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    def tasks(self, split: str, n: int, seed: int = 0) -> list[Task]:
-        """The first `n` goals of upstream's split, or all there are; a seed other than 0 shuffles them.
+    def numbers(self) -> dict[str, range]:
+        """The numbers of upstream's goals by split; which are whose is from its baseline_models/env.py."""
+        return {split: range(len(self.upstream.server.goals))[part] for split, part in GOALS.items()}
 
-        Goals 0-499 are test, 500-1499 validation ("eval" upstream), the others train (baseline_models/env.py).
-        raises HeroError: there is no such split, or no goal in it
-        """
-        if split not in GOALS:
-            raise HeroError(f"{self.name} has no split {split!r}{nearest(split, GOALS)}; it has {', '.join(GOALS)}")
-        numbers = list(self._numbers(split))
-        if not numbers:
-            total = len(self.upstream.server.goals)
-            raise HeroError(f"upstream loaded only {total} goals, which leaves none for {split}; load more products")
-        if seed:
-            random.Random(seed).shuffle(numbers)
-        return [self._task(number) for number in numbers[:n]]
-
-    def task_named(self, task_id: str) -> Task:
-        """A task by its goal's number, "webshop-real/<number>", or place, "webshop-real/<split>/<place>[@<seed>]".
-
-        Places go round, so that training never runs out of tasks.
-        raises HeroError: there is no such task
-        """
-        total = len(self.upstream.server.goals)
-        if (found := re.fullmatch(rf"{self.name}/(\d{{1,9}})", task_id)) and int(found[1]) < total:
-            return self._task(int(found[1]))
-        found = re.fullmatch(rf"{self.name}/({'|'.join(GOALS)})/(\d{{1,19}})(?:@(\d{{1,19}}))?", task_id)
-        if found is None:
-            raise HeroError(f"{task_id!r} is no task of {self.name}; write {self.name}/<number>, 0 to {total - 1}")
-        tasks = self.tasks(found[1], total, int(found[3] or 0))
-        return tasks[int(found[2]) % len(tasks)]
-
-    def _task(self, number: int) -> Task:
+    def numbered(self, number: int) -> Task:
+        """The task of the goal with this number."""
         goal = self.upstream.server.goals[number]
-        split = next(split for split in GOALS if number in self._numbers(split))
-        place = self._numbers(split).index(number)
+        split, numbers = next((split, numbers) for split, numbers in self.numbers().items() if number in numbers)
+        place = numbers.index(number)
         return Task(f"{self.name}/{number}", split, place, goal["category"], goal["instruction_text"], gold=())
-
-    def _numbers(self, split: str) -> range:
-        """The numbers of a split's goals."""
-        return range(len(self.upstream.server.goals))[GOALS[split]]
 
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
         """Start `options["task"]` (a Task or its id); without one, the train task at place `seed`."""
-        task = (options or {}).get("task")
-        if task is None:
-            task = f"{self.name}/train/{seed or 0}"
-        self.task = self.task_named(task if isinstance(task, str) else task.id)
+        self.task = self.chosen_task(seed, options)
         self.upstream.server.user_sessions.clear()  # upstream would go on with an earlier episode of this goal
         self.turn, self.done = 0, False
         self.calls = set()
@@ -145,6 +120,7 @@ class RealWebShop:
         """Carry out an action; the reward is upstream's, at the purchase only, and 1.0 is success."""
         if self.task is None or self.done:
             raise HeroError("this episode is over or was never started; call reset first")
+        check_text(action)
         parsed = read(action.encode(errors="replace").decode())
         sent, problem = spell(parsed, self._offered())
         place = self.upstream.browser.current_url  # keywords, results page, product, options: all a turn can change
@@ -172,7 +148,6 @@ class RealWebShop:
             "turn": self.turn,
             "reward_parts": parts,
             "oracle": {"verdict": verdict, "cause": cause, "better": None},
-            "judged_by": "facts",  # as in `tau2`: nobody here knows the best action
         }
         return observation, float(reward), terminated, truncated, info
 

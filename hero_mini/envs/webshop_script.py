@@ -60,14 +60,6 @@ def fit(env: WebShop, product: Product) -> Literal["yes", "maybe", "no"]:
     return "no" if complete or not known & set(goal.attributes) else "maybe"
 
 
-def fits(env: WebShop, product: Product) -> bool:
-    """Whether a product really can be bought with reward 1."""
-    goal = env.goal
-    offers = all(value in product.options.get(name, ()) for name, value in goal.options.items())
-    right = product.kind == goal.kind and set(goal.attributes) <= set(product.attributes)
-    return right and offers and product.price <= goal.limit
-
-
 def expert(env: WebShop) -> Action:
     """The best next action given what the agent has been shown (our choice; it solves every task)."""
     if env.page == "search":
@@ -114,22 +106,22 @@ def _verdict(before: WebShop, after: WebShop, action: Action, error: str | None,
     if str(action).lower() == str(better).lower():
         return "necessary", ""
     if action.name == "search":
-        if before.item is not None and fits(before, before.item):  # where strict_upstream searches on every page
+        if before.item is not None and not flaw(before, before.item):  # where strict_upstream searches on every page
             return "unnecessary", "left the right product"
         if after.results == before.results:
             return "unnecessary", "the same results"
-        found = any(fits(after, after.products[id]) for id in after.results)
+        found = any(not flaw(after, after.products[id]) for id in after.results)
         return ("necessary", "") if found else ("failed", "nothing found that fits")
     if after.page == "bought":
         unlike = flaw(before, before.item) or _unchosen(before)
         return ("harmful", unlike) if unlike else ("necessary", "")
     if before.page == "results" and after.page == "item":
-        promising = fits(after, after.item) or fit(before, after.item) == "yes"
+        promising = not flaw(after, after.item) or fit(before, after.item) == "yes"
         return ("necessary", "") if promising else ("unnecessary", flaw(after, after.item))
     value = action.arguments["value"].strip().lower()
     if value in before.values():
         return _option_verdict(before, value)
-    leaves = before.item is not None and fits(before, before.item) and value in (BACK.lower(), PREV.lower())
+    leaves = before.item is not None and not flaw(before, before.item) and value in (BACK.lower(), PREV.lower())
     return "unnecessary", "left the right product" if leaves else "page not needed"
 
 
