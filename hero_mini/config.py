@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 from hero_mini import envs
@@ -85,6 +87,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # less memory, slower: see `lora.checkpointing`
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for name, known in CHOICES.items():
             check_known(name, getattr(self, name), known)
         _check_ranges(self, TRAIN_RANGES)
@@ -139,6 +142,7 @@ class WarmupConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for env in self.envs:
             check_known("env", env, envs.ENVS)
         if not self.envs:
@@ -193,6 +197,23 @@ READ_BY: dict[str, Callable[[Arm], bool]] = {  # which arms make use of a settin
     "mix": lambda arm: arm.grpo and arm.context is not None,
     "demo": lambda arm: arm.context == "full_demo",
 }
+
+
+KINDS = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "a text"),
+}
+
+
+def _check_kinds(config: TrainConfig | WarmupConfig) -> None:
+    for field in fields(config):
+        value, words = getattr(config, field.name), re.findall(r"\w+", field.type)  # such as tuple[float, ...]
+        kind, what = KINDS[words[1] if words[0] == "tuple" else words[0]]
+        for one in value if words[0] == "tuple" else () if value is None and "None" in words else (value,):
+            if not isinstance(one, kind) or (isinstance(one, bool) and kind is not bool):
+                raise HeroError(f"{field.name} is {one!r}; it has to be {what}")
 
 
 def _check_ranges(config: TrainConfig | WarmupConfig, ranges: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from hero_mini import envs
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import rng
+from hero_mini.runtime import HeroError, rng
 from hero_mini.track import guesses
 
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
@@ -76,8 +76,14 @@ def interval(values: np.ndarray, *, n: int = 2000, level: float = 0.95, seed: in
 
 
 def by_task(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """(seeds, tasks) means over trials, seeds and tasks in sorted order."""
-    return rows.pivot_table(index="seed", columns="task", values=column, aggfunc="mean").sort_index().to_numpy()
+    """(seeds, tasks) means over trials of the tasks that every seed has, seeds and tasks in sorted order.
+
+    raises HeroError: there is no such task
+    """
+    found = rows.pivot_table(index="seed", columns="task", values=column, aggfunc="mean").sort_index().dropna(axis=1)
+    if found.empty:
+        raise HeroError(f"no task has {column} in every seed: evaluate all seeds on the same tasks")
+    return found.to_numpy()
 
 
 def floors(
@@ -98,11 +104,11 @@ def floors(
     world.reset(options={"task": tasks[0]})
     if world.admissible() is None:
         del agents["random admissible"]
-    rows = []
+    rows, limit = [], {} if max_turns is None else {"max_turns": max_turns}
     for name, act in agents.items():
         success, turns = [], []
         for task in tasks:
-            world = envs.make(env, max_turns=max_turns or envs.turn_limit(env))
+            world = envs.make(env, **limit)
             world.reset(options={"task": task})
             done, reward = False, 0.0
             while not done:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hero_mini.config import CHOICES
+from hero_mini.runtime import check_known
+
 
 def advantages(rewards: Sequence[float], groups: Sequence[str], kind: str = "group_std") -> list[float]:
     """How much better than its group every rollout did; 0 throughout a group without contrast.
@@ -27,6 +30,7 @@ def advantages(rewards: Sequence[float], groups: Sequence[str], kind: str = "gro
     >>> advantages([1, 0, 0, 0, 1, 1], ["a", "a", "a", "a", "b", "b"], "group_mean")
     [0.75, -0.25, -0.25, -0.25, 0.0, 0.0]
     """
+    check_known("advantage", kind, CHOICES["advantage"])
     found = np.zeros(len(rewards))
     values, names = np.asarray(rewards, dtype=float), np.asarray(groups)
     for name in set(groups):

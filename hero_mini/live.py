@@ -18,6 +18,7 @@ from hero_mini import envs, figures, viewer
 from hero_mini.config import TrainConfig
 from hero_mini.models import Policy, load_policy
 from hero_mini.rollout import collect
+from hero_mini.runtime import first_line
 
 EVERY = 1.0  # seconds between two looks at the metrics
 
@@ -74,7 +75,15 @@ class LiveTraining:
         self.process.send_signal(signal.SIGINT)
 
     def watch(self) -> None:
-        """Follow the process until it ends, then let both agents play."""
+        """Follow the process until it ends, then let both agents play; whatever goes wrong is said in the box."""
+        try:
+            self.follow()
+        except Exception as problem:  # nobody else would hear of it in this thread
+            self.train.disabled, self.stop.disabled = False, True
+            self.state.value = f"<b>It stopped:</b> {escape(first_line(problem))}"
+
+    def follow(self) -> None:
+        """See `watch`."""
         complaint = None
         while complaint is None:
             try:

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hero_mini.config import CHOICES
 from hero_mini.models import Policy, check_made_for, fill_adapter
 from hero_mini.parallel import add_up
-from hero_mini.runtime import HeroError, first_line
+from hero_mini.runtime import HeroError, check_known, first_line
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"
@@ -34,18 +35,18 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> P
     rank: of every adapted matrix; alpha is twice the rank (our choice)
     raises HeroError: the model has none of the layers to adapt, or the rank is above its width
     """
-    text = policy.model.config.get_text_config()
+    config = policy.model.config
     if not any(name.split(".")[-1] in TARGETS for name, _ in policy.model.named_modules()):
-        raise HeroError(f"a {text.model_type} model has none of the layers that adapters train here: take one as Qwen3")
-    if rank > text.hidden_size:
-        raise HeroError(f"rank is {rank}, but {policy.name} is only {text.hidden_size} wide; set it lower")
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, bias="none")
+        raise HeroError(f"a {config.model_type} model has no layer that adapters train here: take one as Qwen3")
+    if rank > config.hidden_size:
+        raise HeroError(f"rank is {rank}, but {policy.name} is only {config.hidden_size} wide; set it lower")
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, bias="none")
     base = copy.deepcopy(policy.model, {id(p): p for p in policy.model.parameters()})  # peft rebuilds its modules
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws A from the global generator
-        model = get_peft_model(base, config, adapter_name=STUDENT, autocast_adapter_dtype=False)
+        model = get_peft_model(base, adapter, adapter_name=STUDENT, autocast_adapter_dtype=False)
         if ema:
-            model.add_adapter(EMA, config, autocast_adapter_dtype=False)
+            model.add_adapter(EMA, adapter, autocast_adapter_dtype=False)
     model.set_adapter(STUDENT)
     model.eval()  # no dropout anywhere: student and teacher differ in weights and context alone
     return replace(policy, model=model)
@@ -72,7 +73,11 @@ def load_student(student: Policy, folder: str | Path) -> None:
 
 @contextmanager
 def as_teacher(policy: Policy, teacher: str) -> Iterator[Policy]:
-    """The policy in the teacher's role: "frozen" (adapter off), "ema", or "live" (the student itself)."""
+    """The policy in the teacher's role: "frozen" (adapter off), "ema", or "live" (the student itself).
+
+    raises HeroError: another name
+    """
+    check_known("teacher", teacher, CHOICES["teacher"])
     if teacher == "frozen":
         with policy.model.disable_adapter():
             yield policy

@@ -20,7 +20,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from hero_mini.attention import register
@@ -60,7 +66,7 @@ class Policy:
     @property
     def context_length(self) -> int:
         """The most tokens that the model reads at once."""
-        return self.model.config.get_text_config().max_position_embeddings
+        return self.model.config.max_position_embeddings
 
     @cached_property
     def eos_id(self) -> int:
@@ -183,15 +189,35 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     if report["missing_keys"]:  # transformers would go on with random numbers there
         some = ", ".join(sorted(report["missing_keys"])[:2])
         raise HeroError(f"The weights of {place} are incomplete ({some}, … missing): copy or download the model again.")
-    known, kind = network.get_input_embeddings().num_embeddings, network.config.model_type
+    known = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         raise HeroError(
             f"The tokenizer of {place} has {len(tokenizer)} tokens, its model {known}: call "
             "model.resize_token_embeddings(len(tokenizer)) and save both again."
         )
-    if not hasattr(network.config.get_text_config(), "num_key_value_heads"):
-        raise HeroError(f"{place} is a {kind} model, whose attention is not known here: take one as SmolLM2 or Qwen.")
+    if other := other_attention(network.config):
+        kind = network.config.model_type
+        raise HeroError(f"{place} is a {kind} model with {other}, not known here: take one as SmolLM2 or Qwen.")
     return network, tokenizer
+
+
+def other_attention(config: PreTrainedConfig) -> str:
+    """What a model's attention does that ours does not (see `attention`, `cache`), in words; empty if nothing.
+
+    >>> from transformers import LlamaConfig, MistralConfig
+    >>> other_attention(LlamaConfig()), other_attention(MistralConfig(sliding_window=4096))
+    ('', 'a sliding window')
+    """
+    if config.get_text_config() is not config:
+        return "parts that are no text"
+    if not hasattr(config, "num_key_value_heads"):
+        return "another attention"
+    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return f"{' and '.join(sorted(others))} layers"
+    if getattr(config, "sliding_window", None):
+        return "a sliding window"
+    capped = any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final"))
+    return "capped scores" if capped else ""
 
 
 def merged_into(name: str) -> list[str | Path]:

@@ -171,7 +171,7 @@ def collect(
     temperature: float = TEMPERATURE,
     top_p: float = 1.0,
     greedy: bool = False,
-    max_turns: int = TrainConfig.max_turns,
+    max_turns: int | None = None,
     max_action_tokens: int = TrainConfig.max_action_tokens,
     batch_size: int = TrainConfig.batch_size,
     repeats: int = 1,
@@ -182,16 +182,20 @@ def collect(
     """Roll out every task `repeats` times: all repeats of the first task, then of the second, and so on.
 
     env: a name, or a function that makes a fresh environment; one is made per episode
+    max_turns: of an episode; None: as many as the environment allows by itself (see `envs.turn_limit`)
     server: who samples instead of this process
     raises HeroError: no tasks, an argument out of range, a context that does not fit into the model, or a server that
         gives no token ids
     """
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
-    check_whole(1, max_turns=max_turns, repeats=repeats)
+    limit = {} if max_turns is None else {"max_turns": max_turns}
+    check_whole(1, repeats=repeats, **limit)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
-    make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env
-    prompt = policy.message("system", make().system_prompt)
+    make = (lambda: envs.make(env, **limit)) if isinstance(env, str) else env
+    world = make()
+    limit = {"max_turns": world.max_turns} | limit
+    prompt = policy.message("system", world.system_prompt)
     if len(prompt) + 2 * max_action_tokens > policy.context_length:
         raise HeroError(
             f"max_action_tokens is {max_action_tokens}: behind the prompt of {len(prompt)}, {policy.name}, which reads "
@@ -202,7 +206,7 @@ def collect(
         policy,
         [
             lambda task=task, repeat=repeat: episode(
-                policy, make(), task, seed=seed, repeat=repeat, max_turns=max_turns, max_action_tokens=max_action_tokens
+                policy, make(), task, seed=seed, repeat=repeat, max_action_tokens=max_action_tokens, **limit
             )
             for task, repeat in runs
         ],

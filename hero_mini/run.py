@@ -48,7 +48,7 @@ class Run:
         self.config, self.out, self.lock = config, out, FileLock(out / "lock")
         if config.tasks < (processes := state().num_processes):
             raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")
-        vocabulary = policy.model.config.get_text_config().vocab_size
+        vocabulary = policy.model.config.vocab_size
         if config.top_k is not None and config.top_k > vocabulary:
             raise HeroError(f"top_k is {config.top_k}, but {policy.name} knows {vocabulary} tokens; set it lower")
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")

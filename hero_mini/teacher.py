@@ -43,7 +43,9 @@ def privileged_text(context: str, turn: Turn, result: str, diagnosis: Diagnosis 
     """What the teacher is told before one turn, or None where this context has nothing to say (no hint, no training).
 
     The three parts are the paper's (observation, final reward, local hint [S]); the wording is our choice.
+    raises HeroError: unknown context
     """
+    check_context(context)
     observed = f"Answer to your next action: {turn.next_observation}\nOutcome: {result}."
     if context == "env_feedback":
         return observed

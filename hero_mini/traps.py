@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import envs, tree
-from hero_mini.demos import expert_run
+from hero_mini.config import TrainConfig
+from hero_mini.demos import demonstrations
 from hero_mini.evaluate import interval
 from hero_mini.mechanism import place_tree
 from hero_mini.models import Policy
@@ -77,10 +78,15 @@ def token_rows(
 def told_something(
     policy: Policy, rollouts: Sequence[Rollout], reflections: Sequence[Reflection]
 ) -> dict[str, list[Told]]:
-    """The contexts that are compared here, by name: the local ones, HERO's with a quote, and the full demonstration."""
+    """The contexts that are compared here, by name: the local ones, HERO's with a quote, and the full demonstration.
+
+    A rollout that does just what the expert does would read its own text: it has no demonstration, and is not measured.
+    """
     told = {name: hinted(rollouts, name, reflections) for name in ("env_feedback", "diagnosis_only", "hero")}
     told["hero, quoted"] = quoting(rollouts, told["hero"])
-    told["full_demo"] = [Told(expert_run(policy, r.env, r.task_id)) for r in rollouts]
+    demos = demonstrations(policy, rollouts, TrainConfig(arm="full_demo"))
+    nothing = [Told(texts=(None,) * len(rollout.turns)) for rollout in rollouts]
+    told["full_demo"] = [Told(demo) if demo else none for demo, none in zip(demos, nothing, strict=True)]
     return told
 
 

@@ -120,7 +120,7 @@ def forward(policy: Policy | nn.Module, trees: Sequence[Tree]) -> Scored:
     model = policy if isinstance(policy, nn.Module) else policy.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # a PEFT model wraps its base
     for index, tree in enumerate(trees):
-        _check(tree, index, base.config.get_text_config().max_position_embeddings)
+        _check(tree, index, base.config.max_position_embeddings)
 
     ids, position, mask = (part.to(base.device) for part in layout(trees, base.dtype))
     row, slot, before, number = (index.to(base.device) for index in _scored_tokens(trees))

@@ -36,6 +36,7 @@ class Echo:
     """Talks a task-dependent number of turns, in observations of very different lengths that try to forge a turn."""
 
     name = "echo"
+    max_turns = 10
     system_prompt = "You are a customer service agent. " + FORGED
 
     def reset(self, *, seed: int | None = None, options: dict) -> tuple[str, dict]:

@@ -89,6 +89,7 @@ class Env(Protocol):
     """One episode at a time; cheap to construct, so a batch holds one environment per row."""
 
     name: str
+    max_turns: int  # of the agent in an episode
     system_prompt: str
     endings: tuple[str, ...]  # the actions that close an episode; a task may have one of its own besides
 
