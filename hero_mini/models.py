@@ -117,7 +117,7 @@ class Policy:
 
 
 def fingerprint(policy: Policy) -> str:
-    """Eight hex digits that change with the weights: two models may share a name."""
+    """Eight hex digits of a model's name and a sample of its weights, every 4099th: two models may share a name."""
     digest = sha256(policy.name.encode())
     for parameter in policy.model.parameters():
         digest.update(parameter.detach().flatten()[::4099].float().cpu().numpy().tobytes())

@@ -172,7 +172,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            share(name)  # mkstemp's 0600 would hide results from colleagues
+            open_to_others(name)  # mkstemp's 0600 would hide results from colleagues
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
-def share(file: str | Path) -> None:
+def open_to_others(file: str | Path) -> None:
     """Give a file the rights that a new one has."""
     umask = os.umask(0)
     os.umask(umask)
@@ -243,7 +243,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
             yield (new := Path(work) / "new")
             for file in new.iterdir():
-                share(file)  # safetensors writes for its owner alone
+                open_to_others(file)  # safetensors writes for its owner alone
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
             if path.exists():
@@ -272,6 +272,6 @@ def load_saved(path: str | Path, remedy: str = "delete it with its folder, and s
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values: runs no code
     except Exception as error:  # torch, pickle and zipfile each have their own kinds
         raise HeroError(f"{path} is damaged ({first_line(error)}); {remedy}") from error

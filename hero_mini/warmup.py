@@ -230,7 +230,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         saved = load_saved(checkpoint, remedy)
         if not isinstance(saved, dict) or not {"config", "step", "optimizer"} <= saved.keys():
             raise HeroError(f"{checkpoint} is no checkpoint of a warm-up; {remedy}")
-        if saved["config"] != config:
+        if saved["config"] != asdict(config):
             raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; {remedy}")
         first = saved["step"]
         optimizer.load_state(saved["optimizer"])
@@ -250,7 +250,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
         optimizer.step(config.lr * min((step + 1) / 5, 1 - config.lr_fall * step / steps))
         bar.set_postfix(nll=f"{loss:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            atomic_save(checkpoint, {"config": config, "step": step + 1, "optimizer": optimizer.state()})
+            atomic_save(checkpoint, {"config": asdict(config), "step": step + 1, "optimizer": optimizer.state()})
     weights = {name: p.bfloat16() for name, p in student_weights(student.model).items()}
     with whole_folder(out) as folder:
         student.model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)  # else peft asks the hub

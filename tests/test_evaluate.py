@@ -43,6 +43,13 @@ def test_an_evaluation_covers_the_same_tasks_for_every_seed(tiny: Policy) -> Non
         assert set(table["turns"]) == {1}
 
 
+def test_a_task_that_some_seed_lacks_is_left_out() -> None:
+    rows = pd.DataFrame({"seed": [0, 0, 1], "task": ["a", "b", "a"], "success": [1.0, 0.0, 0.0]})
+    assert by_task(rows, "success").tolist() == [[1.0], [0.0]]
+    with pytest.raises(HeroError, match="no task has success in every seed"):
+        by_task(rows[1:], "success")
+
+
 # --- intervals -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_one_seed_equals_scipys_percentile_bootstrap(level: float) -> None:

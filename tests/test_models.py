@@ -17,7 +17,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from hero_mini import embedded, models
 from hero_mini.config import WARMUPS
@@ -147,6 +154,18 @@ def test_an_architecture_that_the_cache_does_not_know(tiny: Policy, tmp_path: Pa
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(HeroError, match="is a gpt2 model with another attention, not known here"):
+        load_policy(tmp_path)
+
+
+def test_a_sliding_window_is_refused(tiny: Policy, tmp_path: Path) -> None:
+    """The cache and the tree would let every token see all others."""
+    config = MistralConfig(
+        vocab_size=len(tiny.tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(HeroError, match="is a mistral model with a sliding window, not known here"):
         load_policy(tmp_path)
 
 

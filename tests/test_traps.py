@@ -114,4 +114,5 @@ def test_credit_is_of_a_wrong_call_that_every_context_speaks_about(tiny: Policy,
     passed = credit(tiny, both, rows, blind)
     assert set(passed["said"]) == {"necessary"} and set(passed["action"]) == set(shown["action"])
     expert = [expert_run(tiny, "retail", wrong.task_id)]
+    assert told_something(tiny, expert, oracle(expert))["full_demo"][0].run is None, "it would read its own text"
     assert credit(tiny, expert, rows, oracle(expert)).empty, "it makes no wrong call"
