@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
 
+from hero_mini.generate import complete
 from hero_mini.models import Policy
-from hero_mini.rollout import complete
 from hero_mini.tree import Tree, logprobs
 
 MAX_ANSWER = 64  # tokens
@@ -145,6 +144,5 @@ def plain_text_nll(policy: Policy) -> pd.DataFrame:
     """A row per passage of plain text: tokens, and nats per token; exp of the latter is the perplexity."""
     encoded = [policy.encode(text) for text in TEXTS]
     trees = [Tree.chain([(ids[:1], False), (ids[1:], True)]) for ids in encoded]
-    with torch.no_grad():
-        found = logprobs(policy, trees)
+    found = logprobs(policy, trees)
     return pd.DataFrame({"tokens": [len(lp[1]) for lp in found], "nll": [-lp[1].mean().item() for lp in found]})

@@ -67,29 +67,29 @@ def main(out: Path, quick: bool = False) -> list[Row]:
 
 
 # --- the figures -----------------------------------------------------------------------------------------------------
-def one_pass_teacher(policy: Policy, turns: int, pairs: int = PAIRS) -> Row:
+def one_pass_teacher(policy: Policy, turns: int) -> Row:
     """Seconds to score a rollout turn by turn, each turn with its whole past, over seconds in one pass."""
     episodes = scripted_rollouts(policy, 8)
     acted = islice(cycle(chain.from_iterable(episode.turns for episode in episodes)), turns)
     rollout = replace(episodes[0], turns=tuple(acted))
     tree, nodes = teacher_tree(policy, rollout, "hero", oracle([rollout])[0].diagnoses)
     paths = [alone(tree, node) for node in nodes if node is not None]
-    seconds = interleaved(lambda: [logprobs(policy, [path]) for path in paths], lambda: logprobs(policy, [tree]), pairs)
+    seconds = interleaved(lambda: [logprobs(policy, [path]) for path in paths], lambda: logprobs(policy, [tree]))
     return Row.of(f"one_pass_teacher_{turns}_turns", [by_turn / at_once for by_turn, at_once in seconds])
 
 
-def cached_rollouts(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
+def cached_rollouts(policy: Policy, tasks: int) -> Row:
     """Seconds to generate the same episodes with `generate`, every turn from scratch, over seconds with our cache."""
 
     def act() -> list[Rollout]:
         return collect(policy, "retail", envs.make("retail").tasks("train", tasks), seed=0, batch_size=tasks)
 
     rollouts = act()
-    seconds = interleaved(lambda: regenerate(policy, rollouts), act, pairs)
+    seconds = interleaved(lambda: regenerate(policy, rollouts), act)
     return Row.of("cached_rollouts", [scratch / cached for scratch, cached in seconds])
 
 
-def training_utilisation(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
+def training_utilisation(policy: Policy, tasks: int) -> Row:
     """Model FLOP utilisation of an update: its necessary operations per second over those of a large product."""
     config = TrainConfig(arm="oracle_hero")
     rollouts = scripted_rollouts(policy, tasks)
@@ -102,7 +102,6 @@ def training_utilisation(policy: Policy, tasks: int, pairs: int = PAIRS) -> Row:
     seconds = interleaved(
         lambda: [square @ square for _ in range(repeats)],
         lambda: distil(student, optimizer, rollouts, diagnoses, config, update=0),
-        pairs,
     )
     pace = repeats * 2 * GEMM**3  # operations of the products
     return Row.of("training_flop_utilisation", [(needed / update) / (pace / gemm) for gemm, update in seconds])
@@ -123,7 +122,9 @@ def peak_bytes() -> int:
 
 
 # --- what they compare -----------------------------------------------------------------------------------------------
-def interleaved(first: Callable[[], object], second: Callable[[], object], pairs: int) -> list[tuple[float, float]]:
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], pairs: int = PAIRS
+) -> list[tuple[float, float]]:
     """Seconds of both, taking turns; the second runs once before that, unmeasured, so that its memory is there."""
 
     def seconds(work: Callable[[], object]) -> float:

@@ -51,7 +51,7 @@ def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
                 "trial": trial,
                 "success": float(r.success),
                 "turns": len(r.turns),
-                "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in r.turns),
+                "wasted": sum(not t.necessary for t in r.turns),
                 "errors": sum(t.info["error"] is not None for t in r.turns),
                 "repeated": sum(t.info["repeated"] for t in r.turns),
                 "guessed": sum(guesses(r)),

@@ -120,7 +120,7 @@ def edge_figure(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float | None = None) -> Figure:
+def success_bars(table: pd.DataFrame) -> Figure:
     """Rates of agents: columns agent, value, low, high and, optionally, n (tasks); nan where there is no interval."""
     fig, (ax,) = blank(7, 1.2 + 0.45 * len(table))
     names = [f"{r.agent}  (n = {r.n})" if "n" in table else str(r.agent) for r in table.itertuples(index=False)]
@@ -132,10 +132,8 @@ def success_bars(table: pd.DataFrame, *, label: str = "success", chance: float |
         end = r.value if np.isnan(high) else high
         ax.text(end, y, f"  {r.value:.2f}", va="center", fontsize=10)
     _whiskers(ax, table, "value", names)
-    if chance is not None:
-        ax.axvline(chance, color=BLACK, linestyle="--", linewidth=1)
     ax.set_xlim(left=0, right=max(ax.get_xlim()[1], 0.1) * 1.08)
-    ax.set_xlabel(f"{label} (whiskers: 95 % interval)" if "low" in table else label, loc="right")
+    ax.set_xlabel("success (whiskers: 95 % interval)" if "low" in table else "success", loc="right")
     return fig
 
 

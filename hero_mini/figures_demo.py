@@ -14,14 +14,14 @@ from hero_mini.compare import seeds
 from hero_mini.figures import BLACK, MARKERS, blank, style_of
 
 
-def place_figure(cells: pd.DataFrame, contexts: Sequence[str], *, columns: int = 3) -> Figure:
+def place_figure(cells: pd.DataFrame, contexts: Sequence[str]) -> Figure:
     """Place in the run against place in the episode, a panel per context; from `mechanism.heat`.
 
     Every column of numbers adds up to 100 %. The framed cells are the step that is due; above them a teacher is ahead.
     """
     cells = cells[cells["context"].isin(contexts)]
     last, due = int(cells["step"].max()), int(cells.loc[cells["n"] > 0, "at_step"].max())  # where there are turns
-    across = min(columns, len(contexts))
+    across = min(3, len(contexts))
     down = -(-len(contexts) // across)
     fig, axes = blank(
         1.2 + 0.46 * due * across + 0.6 * across, (1.3 + 0.4 * (last + 1)) * down, rows=down, columns=across

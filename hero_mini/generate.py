@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hero_mini.cache import Cache
+from hero_mini.config import TrainConfig
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError, check_whole, rng
 
@@ -33,7 +34,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0  # draw from the smallest set of tokens with at least this mass
     greedy: bool = False  # take the likeliest token instead
-    max_tokens: int = 96  # an answer ends with the end-of-turn token, or is cut here
+    max_tokens: int = TrainConfig.max_action_tokens  # an answer ends with the end-of-turn token, or is cut here
 
     def __post_init__(self) -> None:
         if not 1e-3 <= self.temperature <= 1e3:
@@ -84,7 +85,7 @@ def converse(
     *,
     shared: Sequence[int],
     sampling: Sampling,
-    batch_size: int = 64,
+    batch_size: int = TrainConfig.batch_size,
     usage: Usage | None = None,
     progress: str = "",
 ) -> list[T]:
@@ -199,13 +200,9 @@ def complete(
     prefixes: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    greedy: bool = True,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 64,
-    usage: Usage | None = None,
+    batch_size: int = TrainConfig.batch_size,
 ) -> list[str]:
-    """One answer to each prefix (token ids that end with a header), as text."""
+    """The likeliest answer, token by token, to each prefix (token ids that end with a header), as text."""
 
     def dialogue(prefix: Sequence[int]) -> Dialogue[str]:
         answer = yield list(prefix)
@@ -215,9 +212,8 @@ def complete(
     return converse(
         policy,
         [lambda prefix=prefix: dialogue(prefix) for prefix in prefixes],
-        [rng(seed, "complete", i) for i in range(len(prefixes))],
+        [rng(0, "complete", i) for i in range(len(prefixes))],
         shared=shared,
-        sampling=Sampling(temperature, greedy=greedy, max_tokens=max_tokens),
+        sampling=Sampling(greedy=True, max_tokens=max_tokens),
         batch_size=batch_size,
-        usage=usage,
     )

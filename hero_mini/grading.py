@@ -11,7 +11,7 @@ from hero_mini.rollout import Rollout
 
 
 def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> pd.DataFrame:
-    """A row per turn: the oracle's verdict (truth), the reflector's (said), the corrections of both, its confidence.
+    """A row per turn (rollout and turn from 0): verdicts of oracle (truth) and reflector (said), corrections, confidence.
 
     An empty hint leaves said, better_said and confidence empty.
     """
@@ -51,7 +51,7 @@ def quality(turns: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def calibration(turns: pd.DataFrame, edges: Sequence[float] = (0.0, 0.5, 0.8, 0.95, 1.0)) -> pd.DataFrame:
+def calibration(turns: pd.DataFrame) -> pd.DataFrame:
     """Whether the reflector knows how sure it may be, from `turn_rows`: a row per range of its confidence.
 
     Columns: confidence (its mean), right (the share with the oracle's verdict and correction), turns. Empty hints and
@@ -60,7 +60,7 @@ def calibration(turns: pd.DataFrame, edges: Sequence[float] = (0.0, 0.5, 0.8, 0.
     said = turns[turns["said"].notna()]
     better = said["better_said"].fillna("") == said["better_truth"].fillna("")
     right = ((said["said"] == said["truth"]) & better).astype(float)
-    ranges = pd.cut(said["confidence"].astype(float).clip(upper=edges[-1]), edges, include_lowest=True)
+    ranges = pd.cut(said["confidence"].astype(float).clip(upper=1.0), (0.0, 0.5, 0.8, 0.95, 1.0), include_lowest=True)
     graded = pd.DataFrame({"range": ranges, "confidence": said["confidence"].astype(float), "right": right})
     by_range = graded.groupby("range", observed=True)
     table = by_range.mean().assign(turns=by_range.size()).reset_index()

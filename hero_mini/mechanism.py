@@ -66,6 +66,7 @@ def measure(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The student and every teacher at every turn: a row per candidate action (see `turn_rows`), and a row per turn.
 
+    In both, rollouts count from 0 and turns from 1.
     teachers: name -> what it is told, per rollout
     """
     rows, own = [], []
@@ -80,7 +81,7 @@ def measure(
                 *logprobs, sampled = (float(scores[i][node].sum()) for node in nodes)
                 turn = {"context": context, "task": rollout.task_id, "rollout": i, "turn": t + 1}
                 turn |= {"on_path": mine.on_path[t], "at_step": mine.due[t] + 1, "n_steps": len(mine.steps)}
-                good = rollout.turns[t].info["oracle"]["verdict"] == "necessary"
+                good = rollout.turns[t].necessary
                 own.append({"context": context, "rollout": i, "turn": t + 1, "good": good, "own": sampled})
                 for k, (action, logprob) in enumerate(zip(actions, logprobs, strict=True), 1):
                     step = k if k <= len(mine.steps) else 0

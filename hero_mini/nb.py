@@ -148,12 +148,12 @@ def likelier(change: float) -> str:
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
-def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path, split: str = "train") -> list[Rollout]:
-    """One rollout of each of the first n tasks; sampled once, then read from a file in `out`."""
+def rollouts(policy: Policy, n: int, *, env: str, seed: int, out: str | Path) -> list[Rollout]:
+    """One rollout of each of the first n training tasks; sampled once, then read from a file in `out`."""
     name = Path(policy.name).name
     world = f"{env}-{envs.edition(env)}" if env in envs.MINI else env
-    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{world}-{split}-{n}-{seed}.jsonl"
-    tasks = envs.make(env).tasks(split, n)  # a real benchmark may have fewer
+    file = Path(out) / f"rollouts-{name}-{fingerprint(policy)}-{world}-train-{n}-{seed}.jsonl"
+    tasks = envs.make(env).tasks("train", n)  # a real benchmark may have fewer
     if not file.exists():
         save_rollouts(file, collect(policy, env, tasks, seed=seed))
     found = load_rollouts(file)

@@ -100,10 +100,10 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
     return target
 
 
-def reproduce(preset: str, parameters: dict[str, str], out: Path = Path("runs/notebooks")) -> None:
+def reproduce(preset: str, parameters: dict[str, str]) -> None:
     """All notebooks in order with one preset; prints where pages are and the table base -> HERO."""
     notebooks = all_notebooks()
-    parameters = {"preset": preset, "out": str(out), **{k: _value(v) for k, v in parameters.items()}}
+    parameters = {"preset": preset, "out": "runs/notebooks", **{k: _value(v) for k, v in parameters.items()}}
     out = Path(str(parameters["out"]))
     for notebook in notebooks:
         check_parameters(notebook, parameters)

@@ -71,24 +71,24 @@ def edge_rows(
     rollouts: Sequence[Rollout],
     context: str,
     diagnoses: Sequence[Sequence[Diagnosis | None]] | None = None,
-    demos: Sequence[Rollout | None] | None = None,
     *,
     student: Sequence[TeacherScores] | None = None,
 ) -> pd.DataFrame:
-    """A row per turn that has a hint: rollout, turn, good (the oracle calls it necessary), told, student, edge.
+    """A row per turn that has a hint: rollout, turn (both from 0), good (the oracle's view), told, student, edge.
 
+    good: the oracle calls the turn necessary
     told: the verdict that the teacher read, "" if none; student: log pi_S(a) of the whole action, in nats
     edge: log pi_T(a) - log pi_S(a) of the whole action, in nats; the student is the policy without a context
     (its scores can be passed in as `student`)
     """
     student = student or score_rollouts(policy, rollouts, "none")
-    teacher = score_rollouts(policy, rollouts, context, diagnoses, demos)
+    teacher = score_rollouts(policy, rollouts, context, diagnoses)
     reads = diagnoses and context in ("hero", "diagnosis_only")
     rows = [
         {
             "rollout": i,
             "turn": t,
-            "good": turn.info["oracle"]["verdict"] == "necessary",
+            "good": turn.necessary,
             "told": diagnoses[i][t].verdict if reads and diagnoses[i][t] else "",
             "student": float(own.sum()),
             "edge": float((told - own).sum()),

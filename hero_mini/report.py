@@ -77,17 +77,17 @@ def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> p
     return table.round(2).reset_index()
 
 
-def _means(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, int | str]:
+def _means(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> dict[str, int | str]:
     """The number of seeds, and of each column its mean with the 95 % interval."""
     values = {name: by_task(rows, name) for name in columns}
     cells = {name: "{:.2f} [{:.2f}, {:.2f}]".format(*interval(v)) for name, v in values.items()}
     return {"seeds": rows["seed"].nunique(), **cells}
 
 
-def agents_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
-    """Mean and 95 % interval of each column for every agent of `results.read`."""
+def agents_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval of success, turns and wasted turns for every agent of `results.read`."""
     of = rows.groupby("agent", sort=False)
-    return pd.DataFrame([{"agent": agent, **_means(mine, columns)} for agent, mine in of])
+    return pd.DataFrame([{"agent": agent, **_means(mine)} for agent, mine in of])
 
 
 def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
@@ -101,11 +101,11 @@ def _trained_on(curves: pd.DataFrame) -> pd.DataFrame:
     return curves.assign(arm=curves["trained_on"] + ": " + curves["arm"])
 
 
-def worlds_table(rows: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "wasted")) -> pd.DataFrame:
-    """Mean and 95 % interval of each column for every agent in every world that it was tested in."""
+def worlds_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval of success, turns and wasted turns for every agent in every world."""
     found = []
     for (env, agent), of_agent in _by_agent(rows):
-        found.append({"tested in": env, "agent": agent, **_means(of_agent, columns)})
+        found.append({"tested in": env, "agent": agent, **_means(of_agent)})
     return pd.DataFrame(found)
 
 

@@ -16,7 +16,6 @@ from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
-from hero_mini.generate import complete as complete  # reflection goes on from finished rollouts with it
 from hero_mini.models import Policy
 from hero_mini.runtime import HeroError, atomic_write, check_whole, rng
 
@@ -35,7 +34,12 @@ class Turn:
     logprobs: tuple[float, ...]  # log pi of each token in nats, at temperature 1, of the policy that sampled it
     next_role: str
     next_observation: str  # the environment's answer
-    info: dict[str, Any]  # the environment's facts about this step
+    info: dict[str, Any]  # the environment's facts about this step, see `envs.base`
+
+    @property
+    def necessary(self) -> bool:
+        """Whether the environment's oracle calls the action necessary; all others are wasted."""
+        return self.info["oracle"]["verdict"] == "necessary"
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Run:
             "update": update,
             "success": float(np.mean([r.success for r in rollouts])),
             "turns": len(turns) / len(rollouts),
-            "wasted": sum(t.info["oracle"]["verdict"] != "necessary" for t in turns) / len(rollouts),
+            "wasted": sum(not t.necessary for t in turns) / len(rollouts),
             "early": float(np.mean([not r.success and len(r.turns) < self.config.max_turns for r in rollouts])),
             "parsed": float(np.mean([d is not None for d in diagnoses])),
             "no_contrast": without_contrast([r.reward for r in rollouts], [r.task_id for r in rollouts]),

@@ -44,6 +44,7 @@ def token_rows(
 ) -> pd.DataFrame:
     """A row per teacher and token of the student's actions, where the teacher is told something.
 
+    Rollouts and tokens count from 0, turns from 1.
     teachers: name -> what it is told, per rollout
     good: the oracle calls the turn necessary
     named: the token belongs to a word of the teacher's text; seen: to a word that the student has read or said before
@@ -67,7 +68,7 @@ def token_rows(
                 if known is not None:
                     text = demonstration_text(mine.run) if mine.texts is None else mine.texts[t]
                     about = {"context": context, "rollout": i, "turn": t + 1}
-                    about["good"] = turn.info["oracle"]["verdict"] == "necessary"
+                    about["good"] = turn.necessary
                     about |= {"token": range(len(known)), "student": student[i][t], "edge": known - student[i][t]}
                     about |= {"named": _among(policy, turn, text), "seen": _among(policy, turn, heard)}
                     found.append(pd.DataFrame(about))
@@ -92,8 +93,8 @@ def told_something(
 
 def is_wrong_call(turn: Turn) -> bool:
     """Whether a tool was called, wrongly, and a better action is known."""
-    judged, called = turn.info["oracle"], envs.parse_action(turn.action).name != "respond"
-    return called and judged["verdict"] != "necessary" and bool(judged.get("better"))
+    called = envs.parse_action(turn.action).name != "respond"
+    return called and not turn.necessary and bool(turn.info["oracle"].get("better"))
 
 
 def wrong_call(rollout: Rollout) -> int | None:
