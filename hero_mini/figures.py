@@ -40,6 +40,9 @@ ARM_STYLE = {  # colour and marker of an arm or a teacher's context, in every fi
     "full_demo": (ORANGE, "X"),
     "grpo": ("#777777", "*"),
     "student": (BLACK, "o"),
+    "random": ("#777777", "o"),  # these are no trained agents
+    "model": (BLUE, "s"),
+    "expert": (GREEN, "^"),
     "sibling": (ORANGE, "o"),  # these are kinds of a demonstration
     "other_task": (ORANGE, "s"),
     "masked": (ORANGE, "D"),
@@ -192,7 +195,9 @@ def reflection_table_figure(turns: pd.DataFrame) -> Figure:
 
 def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) -> Figure:
     """Credit per token of one action, log π_T − log π_S in nats: a panel per context, hatched where negative."""
-    fig, axes = blank(max(5.0, 1.5 + 0.33 * len(tokens)), 1.4 * len(values) + 1.1, rows=len(values))
+    width = max(5.0, 1.5 + 0.33 * len(tokens))
+    larger = max(1.0, width / 7)  # a page shrinks a wide figure, and its letters with it
+    fig, axes = blank(width, (1.4 * len(values) + 1.1) * larger**0.5, rows=len(values))
     extent = max([0.1, *(abs(float(v)) for row in values.values() for v in row)]) * 1.15
     for ax, (name, row) in zip(axes, values.items(), strict=True):
         row = np.asarray(row, dtype=float)
@@ -201,12 +206,13 @@ def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) 
             bar.set_hatch("///" if value < 0 else "")
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.set_ylim(-extent, extent)
-        ax.set_title(f"{name}: sum {row.sum():+.2f} nats", loc="left", fontsize=10)
-        ax.set_ylabel("nats")
+        ax.set_title(f"{name}: sum {row.sum():+.2f} nats", loc="left", fontsize=10 * larger)
+        ax.set_ylabel("nats", fontsize=10 * larger)
+        ax.tick_params(labelsize=9 * larger)
         ax.set_xticks(range(len(tokens)), [])
     words = [t.replace("\n", "⏎").replace("$", r"\$") for t in tokens]
     readable = ["".join(c if c.isprintable() else "·" for c in word) for word in words]
-    axes[-1].set_xticks(range(len(tokens)), readable, rotation=90, family="monospace", fontsize=9)
+    axes[-1].set_xticks(range(len(tokens)), readable, rotation=90, family="monospace", fontsize=9 * larger)
     return fig
 
 
