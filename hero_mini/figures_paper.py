@@ -19,7 +19,7 @@ def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
     shown: number -> title; a column smallest (see `compare.visible`) adds a hatched band, a column paper a diamond
     """
     names = list(dict.fromkeys(table["comparison"]))
-    fig, axes = blank(max(7.5, 2.6 + 3.2 * len(shown)), 1.5 + 0.5 * len(names), columns=len(shown))
+    fig, axes = blank(2.6 + 3.2 * len(shown), 1.5 + 0.5 * len(names), columns=len(shown))
     places = range(len(names) - 1, -1, -1)  # the first comparison on top
     for ax, (number, title) in zip(axes, shown.items(), strict=True):
         mine = table[table["number"] == number].set_index("comparison")
