@@ -221,7 +221,7 @@ def trajectory(
     """A rollout as a conversation that can be read, with what a reflection says about each action.
 
     edges: per turn, log π_T − log π_S of each action token in nats, or None; shades the tokens, blue and underlined
-        where the teacher likes a token better, red and dotted where it likes it less
+        where the teacher likes a token better, dark orange and dotted where it likes it less
     policy: whose tokenizer splits the actions into tokens; without one an action is shaded as a whole, by its mean
     raises HeroError: reflection or edges do not fit the rollout
     """
