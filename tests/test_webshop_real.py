@@ -549,6 +549,17 @@ def test_turns_run_out_and_an_episode_is_over_once(upstream: FakeEnv) -> None:
         RealWebShop(upstream=upstream, max_turns=0)
 
 
+def test_it_refuses_what_the_minis_refuse(env: RealWebShop) -> None:
+    for call, says in {
+        lambda: env.reset(options={"tsak": "webshop-real/3"}): "did you mean 'task'",
+        lambda: env.reset(options={"task": envs.make("webshop").tasks("test", 1)[0]}): "no task of webshop-real",
+        lambda: env.tasks("test", -1): "n is -1",
+        lambda: started(env).step(None): "an action is a text",
+    }.items():
+        with pytest.raises(HeroError, match=says):
+            call()
+
+
 # --- the spelling of actions -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name, key, value",
