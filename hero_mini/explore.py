@@ -14,7 +14,7 @@ from hero_mini import envs, figures, nb, viewer
 from hero_mini.demos import expert_run
 from hero_mini.models import Policy
 from hero_mini.reflect import VERDICTS, Diagnosis, Reflection, self_reflector
-from hero_mini.rollout import Rollout, collect
+from hero_mini.rollout import Rollout, collect, pieces
 from hero_mini.teacher import score_rollouts
 
 CONTEXTS = ("full_demo", "env_feedback", "hero")
@@ -59,7 +59,7 @@ class Credit:
         return min(sums, key=sums.get) if sums else 0
 
     def figure(self, t: int) -> figures.Figure:
-        return figures.credit_figure(viewer.pieces(self.policy, self.rollout.turns[t]), self.of_turn(t))
+        return figures.credit_figure(pieces(self.policy, self.rollout.turns[t]), self.of_turn(t))
 
     def html(self, context: str) -> str:
         reflection = Reflection(tuple(self.diagnoses), "")

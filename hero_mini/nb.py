@@ -35,9 +35,9 @@ from hero_mini.envs import Task, webshop_pages
 from hero_mini.models import Policy, fingerprint, usual_dtype
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, collect, load_rollouts, save_rollouts
+from hero_mini.rollout import pieces as pieces
 from hero_mini.runtime import HeroError
 from hero_mini.viewer import as_html, as_text
-from hero_mini.viewer import pieces as pieces
 
 
 def live() -> bool:

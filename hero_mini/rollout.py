@@ -112,6 +112,11 @@ def spells(policy: Policy, turn: Turn) -> bool:
         return False
 
 
+def pieces(policy: Policy, turn: Turn) -> list[str]:
+    """The tokens of an action as text; stopping is a token, too."""
+    return ["[end]" if token == policy.eos_id else policy.decode([token]) for token in turn.token_ids]
+
+
 def segments(policy: Policy, rollout: Rollout) -> list[tuple[list[int], bool]]:
     """The whole context of a rollout as (token ids, is an action), alternating; the layout everything agrees on.
 

@@ -21,10 +21,9 @@ from hero_mini.evaluate import interval
 from hero_mini.mechanism import place_tree
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
-from hero_mini.rollout import Rollout, Turn
+from hero_mini.rollout import Rollout, Turn, pieces
 from hero_mini.teacher import demonstration_text
 from hero_mini.told import Told, hinted
-from hero_mini.viewer import pieces
 
 COLUMNS = ["context", "rollout", "turn", "good", "token", "student", "edge", "named", "seen"]  # of `token_rows`
 _WORD = re.compile(r"\w+")

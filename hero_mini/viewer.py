@@ -10,7 +10,7 @@ import numpy as np
 from hero_mini.figures import VERDICT_STYLE
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
-from hero_mini.rollout import Rollout, Turn
+from hero_mini.rollout import Rollout, Turn, pieces
 
 BOX = "margin:.35em 0;padding:.3em .7em;border-left:.35em {style} {color};overflow-wrap:anywhere;white-space:pre-wrap"
 
@@ -83,11 +83,6 @@ def _tokens(turn: Turn, edge: Sequence[float] | None, policy: Policy | None) -> 
         title += "" if value is None else f", log π_T − log π_S = {value:+.2f} nats"
         spans.append(_shaded(piece, value, title))
     return "".join(spans)
-
-
-def pieces(policy: Policy, turn: Turn) -> list[str]:
-    """The tokens of an action as text; stopping is a token, too."""
-    return ["[end]" if token == policy.eos_id else policy.decode([token]) for token in turn.token_ids]
 
 
 def _shaded(text: str, value: float | None, title: str) -> str:
