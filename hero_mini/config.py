@@ -62,7 +62,7 @@ class TrainConfig:
     tasks: int = 24  # per update
     group: int = 1  # rollouts per task, G of the paper; GRPO needs at least 2
     budget: int | None = None  # turns in the environment after which no further update starts
-    max_turns: int = 10
+    max_turns: int = 10  # of an episode; the real benchmarks allow more, see `envs.turn_limit`
     max_action_tokens: int = 96
     batch_size: int = 64  # episodes in one cache while rolling out
     temperature: float = TEMPERATURE
