@@ -104,11 +104,11 @@ def floors(
     world.reset(options={"task": tasks[0]})
     if world.admissible() is None:
         del agents["random admissible"]
-    rows, limit = [], {} if max_turns is None else {"max_turns": max_turns}
+    rows, limit = [], envs.turn_limit(env) if max_turns is None else max_turns
     for name, act in agents.items():
         success, turns = [], []
         for task in tasks:
-            world = envs.make(env, **limit)
+            world = envs.make(env, max_turns=limit)
             world.reset(options={"task": task})
             done, reward = False, 0.0
             while not done:

@@ -11,7 +11,7 @@ from hero_mini.rollout import Rollout
 
 
 def turn_rows(rollouts: Sequence[Rollout], reflections: Sequence[Reflection]) -> pd.DataFrame:
-    """A row per turn (both counted from 0): verdicts of oracle (truth) and reflector (said), corrections, confidence.
+    """A row per turn, counted from 0: verdicts of oracle (truth) and reflector (said), corrections, confidence.
 
     An empty hint leaves said, better_said and confidence empty.
     """

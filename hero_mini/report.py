@@ -206,28 +206,30 @@ def draw() -> None:
 def blocks() -> dict[str, str]:
     """The tables and lists that the data give, by the name of their place in a text."""
     made: dict[str, str | pd.DataFrame] = {}
-    for name, source, make in (
-        ("worlds", "worlds.csv", worlds_table),
-        ("rates", "grid_retail.csv", agents_table),
-        ("own rates", "grid_retail.csv", against_others),
-        ("no_demos", "no_demos.csv", agents_table),
-        ("no_hints", "no_hints.csv", agents_table),
-        ("updates", "updates_retail.csv", agents_table),
-        ("early", "early_retail.csv", agents_table),
-        ("early differences", "early_retail.csv", against_others),
-    ):
-        if (DATA / source).exists():
-            made[name] = make(results.read(DATA / source))
     every = _retail()
-    if len(rows := results.headline(every)):
-        others = rows[rows["seed"] != 0]  # whose runs have chosen nothing
-        made |= {"retail": agents_table(rows), "turns": turns_table(rows)}
-        made |= {"against": against_others(rows), "other seeds": against_others(others)}
-        if (DATA / "early_retail.csv").exists():
-            first = results.read(DATA / "early_retail.csv")
-            made |= {"rule": against_first(rows, first), "rule, other seeds": against_first(others, first)}
+    main = results.headline(every)
+    others = main[main["seed"] != 0]  # whose runs have chosen nothing
+    if len(main):
+        made |= {"retail": agents_table(main), "turns": turns_table(main)}
+        made |= {"against": against_others(main), "other seeds": against_others(others)}
         if len(changes := changes_table(every)):
             made["changes"] = changes
+    for source, makers in {
+        "worlds.csv": {"worlds": worlds_table},
+        "grid_retail.csv": {"rates": agents_table, "own rates": against_others},
+        "no_demos.csv": {"no_demos": agents_table},
+        "no_hints.csv": {"no_hints": agents_table},
+        "updates_retail.csv": {"updates": agents_table},
+        "early_retail.csv": {
+            "early": agents_table,
+            "early differences": against_others,
+            "rule": partial(against_first, main),
+            "rule, other seeds": partial(against_first, others),
+        },
+    }.items():
+        if (DATA / source).exists():
+            rows = results.read(DATA / source)
+            made |= {name: make(rows) for name, make in makers.items()}
     return {name: content if isinstance(content, str) else markdown(content) for name, content in made.items()}
 
 

@@ -197,14 +197,13 @@ def collect(
         gives no token ids
     """
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
-    limit = {} if max_turns is None else {"max_turns": max_turns}
-    check_whole(1, repeats=repeats, **limit)
+    if max_turns is None:
+        max_turns = envs.turn_limit(env) if isinstance(env, str) else env().max_turns
+    check_whole(1, max_turns=max_turns, repeats=repeats)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
-    make = (lambda: envs.make(env, **limit)) if isinstance(env, str) else env
-    world = make()
-    limit = {"max_turns": world.max_turns} | limit
-    prompt = policy.message("system", world.system_prompt)
+    make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env
+    prompt = policy.message("system", make().system_prompt)
     if len(prompt) + 2 * max_action_tokens > policy.context_length:
         raise HeroError(
             f"max_action_tokens is {max_action_tokens}: behind the prompt of {len(prompt)}, {policy.name}, which reads "
@@ -215,7 +214,7 @@ def collect(
         policy,
         [
             lambda task=task, repeat=repeat: episode(
-                policy, make(), task, seed=seed, repeat=repeat, max_action_tokens=max_action_tokens, **limit
+                policy, make(), task, seed=seed, repeat=repeat, max_turns=max_turns, max_action_tokens=max_action_tokens
             )
             for task, repeat in runs
         ],

@@ -85,8 +85,9 @@ def told_something(
     told = {name: hinted(rollouts, name, reflections) for name in ("env_feedback", "diagnosis_only", "hero")}
     told["hero, quoted"] = quoting(rollouts, told["hero"])
     demos = demonstrations(policy, rollouts, TrainConfig(arm="full_demo"))
-    nothing = [Told(texts=(None,) * len(rollout.turns)) for rollout in rollouts]
-    told["full_demo"] = [Told(demo) if demo else none for demo, none in zip(demos, nothing, strict=True)]
+    told["full_demo"] = [
+        Told(demo, texts=None if demo else (None,) * len(r.turns)) for r, demo in zip(rollouts, demos, strict=True)
+    ]
     return told
 
 

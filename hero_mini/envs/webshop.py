@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from inspect import Signature
 
 from hero_mini.envs import webshop_script as script
-from hero_mini.envs.base import BRACKETED, Action, Generated, parse_action, signatures
+from hero_mini.envs.base import BRACKETED, Action, parse_action, signatures
 from hero_mini.envs.webshop_catalogue import (
     BACK,
     BUY,
@@ -31,6 +31,7 @@ from hero_mini.envs.webshop_catalogue import (
     make_task,
     path,
 )
+from hero_mini.envs.worlds import Generated
 from hero_mini.runtime import HeroError
 
 SYSTEM_PROMPT = """Web shop agent. Buy the product that has both attributes and the options, at most at the price.

@@ -22,7 +22,6 @@ from hero_mini.envs.base import (
     BRACKETED,
     MAX_ACTION_CHARS,
     Action,
-    Listed,
     Task,
     Verdict,
     check_text,
@@ -32,6 +31,7 @@ from hero_mini.envs.base import (
 from hero_mini.envs.webshop import NO_RESULTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
+from hero_mini.envs.worlds import Listed
 from hero_mini.runtime import HeroError
 
 SYSTEM_PROMPT = """You shop on a web site. Every turn is one action: search[keywords], or click[value] with a product \
