@@ -8,15 +8,10 @@ import numpy as np
 import pandas as pd
 
 from hero_mini.compare import over_seeds
-from hero_mini.config import ARMS, TrainConfig
+from hero_mini.config import ARMS
 from hero_mini.evaluate import by_task, interval
 
 NAN = float("nan")
-
-
-def ended_early(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.Series:
-    """1.0 for episodes that failed although they ended before the limit of turns, 0.0 for all others."""
-    return ((rows["success"] == 0) & (rows["turns"] < max_turns)).astype(float)
 
 
 def spent(curves: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import envs
+from hero_mini.config import TrainConfig
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
@@ -58,6 +59,11 @@ def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def ended_early(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.Series:
+    """1.0 for rollouts that failed although they ended before the limit of turns, 0.0 for all others."""
+    return ((rows["success"] == 0) & (rows["turns"] < max_turns)).astype(float)
 
 
 def interval(values: np.ndarray, *, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:

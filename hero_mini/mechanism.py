@@ -25,7 +25,7 @@ from hero_mini.models import Policy
 from hero_mini.probe import auc_interval
 from hero_mini.rollout import Rollout
 from hero_mini.runtime import HeroError
-from hero_mini.teacher import add_trunk
+from hero_mini.teacher import add_branch, add_trunk
 from hero_mini.told import Told
 from hero_mini.track import Track
 from hero_mini.tree import Tree
@@ -49,10 +49,8 @@ def place_tree(
         if text is None:
             nodes.append(None)
             continue
-        label = f"turn {t + 1} of {rollout.task_id}"
-        asked = grown.add((policy.message("system", text) if text else []) + policy.header(), decision, label=label)
         ids = [(*policy.encode(action), policy.eos_id) for action in actions] + [turn.token_ids]
-        nodes.append([grown.add(one, asked, scored=True, label=label) for one in ids])
+        nodes.append(add_branch(policy, grown, decision, text, ids, f"turn {t + 1} of {rollout.task_id}"))
     return grown, nodes
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 from hero_mini import compare, probe, results
 from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
-from hero_mini.efficiency import ended_early
-from hero_mini.evaluate import by_task, interval
+from hero_mini.evaluate import by_task, ended_early, interval
 from hero_mini.runtime import HeroError, atomic_write, check_clone
 from hero_mini.tables import read_table
 

@@ -16,6 +16,7 @@ from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs import Task
 from hero_mini.envs.base import task_id
+from hero_mini.evaluate import ended_early, rollout_rows
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
 from hero_mini.models import Policy, fingerprint
@@ -148,17 +149,15 @@ class Run:
         clock: Clock,
     ) -> dict:
         """Add one row of metrics (figures/README.md explains each) and make everything up to this update permanent."""
-        turns = [t for r in rollouts for t in r.turns]
+        episodes = rollout_rows(rollouts)
         diagnoses = [d for r in reflections for d in r.diagnoses]
         row = {
             "update": update,
-            "success": float(np.mean([r.success for r in rollouts])),
-            "turns": len(turns) / len(rollouts),
-            "wasted": sum(not t.necessary for t in turns) / len(rollouts),
-            "early": float(np.mean([not r.success and len(r.turns) < self.config.max_turns for r in rollouts])),
+            **episodes[["success", "turns", "wasted"]].mean().to_dict(),
+            "early": float(ended_early(episodes, self.config.max_turns).mean()),
             "parsed": float(np.mean([d is not None for d in diagnoses])),
             "no_contrast": without_contrast([r.reward for r in rollouts], [r.task_id for r in rollouts]),
-            "env_turns": len(turns) + (self.rows[-1]["env_turns"] if self.rows else 0),
+            "env_turns": int(episodes["turns"].sum()) + (self.rows[-1]["env_turns"] if self.rows else 0),
             **step,
             **totals({f"tokens_{phase}": u.encoded for phase, u in usage.items()}),
             **clock.seconds,

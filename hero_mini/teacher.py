@@ -109,10 +109,16 @@ def add_trunk(
     return Trunk(tuple(decisions), tuple(actions), here)
 
 
-def add_branch(policy: Policy, grown: Tree, decision: int, text: str, action: Sequence[int], label: str = "") -> int:
-    """Hang one privileged context and one action on a decision point; returns the node of the scored action."""
-    node = grown.add(policy.message("system", text) + policy.header(), decision, label=label)
-    return grown.add(action, node, scored=True, label=label)
+def add_branch(
+    policy: Policy, grown: Tree, decision: int, text: str, actions: Sequence[Sequence[int]], label: str = ""
+) -> list[int]:
+    """Hang a privileged context on a decision point and actions behind it; returns the nodes of the scored actions.
+
+    text: "" tells the teacher nothing
+    """
+    told = policy.message("system", text) if text else []
+    asked = grown.add(told + policy.header(), decision, label=label)
+    return [grown.add(action, asked, scored=True, label=label) for action in actions]
 
 
 def teacher_tree(
@@ -147,10 +153,12 @@ def teacher_tree(
     ):
         text = told_at(context, turn, outcome(rollout), diagnosis, always=always)
         label = f"turn {number} of {rollout.task_id} with its {context} context"
-        nodes.append(None if text is None else add_branch(policy, grown, decision, text, turn.token_ids, label))
-        if text is not None and fitting and grown.nodes[-1].end > policy.context_length:
-            del grown.nodes[-2:]  # the branch
-            nodes[-1] = None
+        nodes.append(None)
+        if text is not None:
+            (nodes[-1],) = add_branch(policy, grown, decision, text, [turn.token_ids], label)
+            if fitting and grown.nodes[-1].end > policy.context_length:
+                del grown.nodes[-2:]  # the branch
+                nodes[-1] = None
     return grown, nodes
 
 

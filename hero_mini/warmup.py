@@ -127,7 +127,8 @@ def episode_example(
         if example is not None:
             text, target = example
             ids = [*policy.encode(str(target)), policy.eos_id]
-            weights[add_branch(policy, tree, trunk.decisions[t], text, ids)] = 1.0
+            (node,) = add_branch(policy, tree, trunk.decisions[t], text, [ids])
+            weights[node] = 1.0
     return Example(tree, weights)
 
 
