@@ -48,10 +48,13 @@ site: $(SITE_READY)
 warmup: $(READY)
 	$(PY) -m hero_mini warmup
 
-$(READY): pyproject.toml constraints.txt
+# also where the interpreter behind an old .venv is gone
+$(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "hero_mini needs Python 3.11 or newer; name one that is here, as in: make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
+
+$(READY): pyproject.toml constraints.txt $(PY)
 	$(if $(TORCH_INDEX),$(PY) -m pip install --index-url $(TORCH_INDEX) -c constraints.txt torch)
 	$(PY) -m pip install -c constraints.txt -e '.[test]'
 	@touch $@

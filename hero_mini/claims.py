@@ -12,7 +12,7 @@ import pandas as pd
 
 from hero_mini import compare, grading, probe, results
 from hero_mini.evaluate import by_task, interval
-from hero_mini.tables import origin, read_table
+from hero_mini.tables import check_columns, origin, read_table
 
 DATA = Path("figures/data")
 ONE_SEED = ", one seed"  # behind a verdict that the luck of a single training run may have made
@@ -138,7 +138,8 @@ def _no_forgetting() -> Estimate:
 
 
 def _reflection() -> Estimate:
-    turns = read_table(_made(name := "probe_retail/reflection.csv"))
+    turns = read_table(path := _made(name := "probe_retail/reflection.csv"))
+    check_columns(path, turns, ("rollout", "truth", "said"))
     truth, said = grading.blamed(turns)
     turns = turns.assign(right=truth == said)
     per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
@@ -156,7 +157,8 @@ def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:
 
 def _edge(teacher: str) -> Callable[[], Estimate]:
     def estimate() -> Estimate:
-        edges = read_table(_made(name := "probe_retail/edge.csv"))
+        edges = read_table(path := _made(name := "probe_retail/edge.csv"))
+        check_columns(path, edges, ("probe", "rollout", "good", "edge"))
         edges = edges[edges["probe"] == teacher]
         if edges.empty:
             raise Missing(teacher)

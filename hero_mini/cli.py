@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a label
     try:
         options.run(options)
+        sys.stdout.flush()
     except HeroError as error:
         print(f"hero_mini: {error}", file=sys.stderr)
         return 1
@@ -56,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC or problem.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("hero_mini: what is printed cannot be written, the disk is full; free some space", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -85,7 +93,7 @@ def build_parser() -> Parser:
         sub.add_argument("--split", default=split, choices=SPLITS)
         sub.add_argument("--preset", default="quick", choices=SIZES, help="how much: a minute, a laptop, the tables")
         sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
-        sub.add_argument("--seed", type=int, default=0, help="every random draw derives from it")
+        sub.add_argument("--seed", type=whole, default=0, help="every random draw derives from it")
         sub.add_argument("--max-turns", type=positive, help="of an episode (default: the environment's own)")
         as_in_train(sub, "max_action_tokens", "batch_size")
         sub.add_argument("--url", help="of a vLLM server that samples in place of this process (key: OPENAI_API_KEY)")
@@ -168,7 +176,7 @@ def build_parser() -> Parser:
     sub = command("ability", commands.ability, "What else the agent can do: short instructions and plain text.")
     model_options(sub)
     sub.add_argument("--label", type=printable, default="base", help="what to call this agent in the table")
-    sub.add_argument("--seed", type=int, default=0, help="the seed of the agent's training, for the table")
+    sub.add_argument("--seed", type=whole, default=0, help="the seed of the agent's training, for the table")
     sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"), help="this table is replaced")
 
     sub = command(
@@ -256,7 +264,14 @@ def printable(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    value = whole(text)
+    if not 1 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to a million")
     return value
+
+
+def whole(text: str) -> int:
+    """A seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 0")
+    return int(text)

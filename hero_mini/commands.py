@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig, model_for
 from hero_mini.envs import turn_limit
-from hero_mini.runtime import HeroError, check_out
+from hero_mini.runtime import HeroError, check_clone, check_out
 
 
 def _settings(options: argparse.Namespace, of: type) -> dict:
@@ -45,6 +45,8 @@ def _limits(options: argparse.Namespace) -> dict:
     """What the command line says about every rollout."""
     from hero_mini.server import Server
 
+    if options.endpoint_model and not options.url:
+        raise HeroError("--endpoint-model says what a model is called at a server; name that with --url")
     model = options.endpoint_model or options.model
     server = Server(options.url, model, api_key=_api_key()) if options.url else None
     limits = {name: getattr(options, name) for name in ("max_action_tokens", "batch_size")}
@@ -53,7 +55,10 @@ def _limits(options: argparse.Namespace) -> dict:
 
 def _api_key() -> str:
     """What is sent to the server of --url; empty where the environment names none."""
-    return os.environ.get("OPENAI_API_KEY", "")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise HeroError("OPENAI_API_KEY holds characters that no key has; copy it again")
+    return key
 
 
 def rollout(options: argparse.Namespace) -> None:
@@ -73,6 +78,10 @@ def reflect(options: argparse.Namespace) -> None:
     from hero_mini.runtime import atomic_write
 
     check_out(options.out)
+    if options.url and options.reflector != "endpoint":
+        raise HeroError(
+            f"--url is asked by --reflector endpoint alone, not by {options.reflector}; leave one of them out"
+        )
     if options.out.resolve() == options.rollouts.resolve():
         raise HeroError(f"--out is the file of the rollouts, {options.out}; choose another one")
     rollouts = load_rollouts(options.rollouts)
@@ -101,9 +110,10 @@ def reflect(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
-    from hero_mini.tables import write_table
+    from hero_mini.tables import check_table, write_table
 
-    check_out(options.out / "edge.csv")
+    for name in ("reflection", "edge"):
+        check_table(options.out / f"{name}.csv")
     policy = _policy(options, options.env)
     turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
     for name, table in {"reflection": turns, "edge": edges}.items():
@@ -114,9 +124,10 @@ def probe(options: argparse.Namespace) -> None:
 def traps(options: argparse.Namespace) -> None:
     from hero_mini import traps
     from hero_mini.reflect import self_reflector
-    from hero_mini.tables import write_table
+    from hero_mini.tables import check_table, write_table
 
-    check_out(options.out / "leakage.csv")
+    for name in ("leakage", "anchoring", "credit"):
+        check_table(options.out / f"{name}.csv")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
     reflections = self_reflector(policy, progress=True)(rollouts)
@@ -132,11 +143,12 @@ def traps(options: argparse.Namespace) -> None:
 def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.mechanism import heat, measure, summary
     from hero_mini.reflect import self_reflector
-    from hero_mini.tables import write_table
+    from hero_mini.tables import check_table, write_table
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
-    check_out(options.out / "summary.csv")
+    for name in ("heat", "turns", "summary"):
+        check_table(options.out / f"{name}.csv")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
@@ -252,9 +264,13 @@ def study(options: argparse.Namespace) -> None:
     from hero_mini.engines import local, on_ray
     from hero_mini.study import study
 
+    if options.engine == "local" and (options.cpus or options.gpus):
+        raise HeroError("--cpus and --gpus are for --engine ray; leave them out, or add it")
     engine = local if options.engine == "local" else partial(on_ray, cpus=options.cpus, gpus=options.gpus)
     results = options.preset == "full" and options.model is None  # all else must not take their place
     data = options.data or (Path("figures/data") if results else options.runs / f"data-{options.preset}")
+    if not options.data and results:
+        check_clone(data)
     table = study(options.name, options.preset, runs=options.runs, data=data, engine=engine, model=options.model)
     print(table.to_string(index=False))
     if failed := [row.run for row in table.itertuples() if row.status != "finished"]:
@@ -292,6 +308,8 @@ def bench(options: argparse.Namespace) -> None:
     from hero_mini.bench import main as bench
 
     folder = "figures/data" if options.preset == "full" else "runs"  # a small one must not take the place of results
+    if options.preset == "full":
+        check_clone(folder)
     bench(Path(folder) / "bench.csv", quick=options.preset != "full")
 
 

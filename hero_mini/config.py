@@ -210,6 +210,10 @@ KINDS = {
 def _check_kinds(config: TrainConfig | WarmupConfig) -> None:
     for field in fields(config):
         value, words = getattr(config, field.name), re.findall(r"\w+", field.type)  # such as tuple[float, ...]
+        if hasattr(value, "item"):  # a number of NumPy's or torch's
+            object.__setattr__(config, field.name, value := value.item())
+        if words[0] == "tuple" and not isinstance(value, tuple):
+            raise HeroError(f"{field.name} is {value!r}; it has to be a tuple")
         kind, what = KINDS[words[1] if words[0] == "tuple" else words[0]]
         for one in value if words[0] == "tuple" else () if value is None and "None" in words else (value,):
             if not isinstance(one, kind) or (isinstance(one, bool) and kind is not bool):

@@ -13,7 +13,7 @@ from hero_mini.config import TrainConfig
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import HeroError, rng
+from hero_mini.runtime import HeroError, check_whole, rng
 from hero_mini.track import guesses
 
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
@@ -99,6 +99,8 @@ def floors(
 
     max_turns: per episode; None: see `envs.turn_limit`
     """
+    check_whole(1, n_tasks=n_tasks)
+    check_whole(0, seed=seed)
     draw = rng(seed, "floors")
     agents: dict[str, Callable[[Env], str]] = {
         "do nothing": lambda e: "bye",

@@ -57,6 +57,13 @@ VERDICT_STYLE = {  # colour and sign of a verdict, everywhere
     "failed": (ORANGE, "▲"),
     "harmful": (RED, "✖"),
 }
+UNITS = {  # the metrics of a training, as titles
+    "success": "success (share)",
+    "turns": "turns per episode",
+    "wasted": "wasted turns per episode",
+    "early": "early failures (share)",
+    "loss": "loss (nats)",
+}
 LOOK = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -143,17 +150,20 @@ def success_bars(table: pd.DataFrame) -> Figure:
 def learning_curves(
     metrics: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "loss"), *, x: str = "env_turns"
 ) -> Figure:
-    """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric.
+    """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric, two in a row.
 
     An update's rollouts measure the agent before it, so "env_turns" counts the turns that were spent before them.
 
     A thin line per seed. As far as all seeds go, which differ in length under a budget of turns: their mean with the
     arm's marker, and a band from the lowest to the highest.
     """
-    fig, axes = blank(3.6 * len(columns), 3.6, columns=len(columns))
+    across, down = (len(columns), 1) if len(columns) < 4 else (2, -(-len(columns) // 2))
+    fig, axes = blank(3.6 * across, 3.2 * down + 0.4, rows=down, columns=across)
+    for ax in axes[len(columns) :]:
+        ax.set_axis_off()
     if x == "env_turns":
         metrics = metrics.assign(env_turns=spent(metrics.assign(agent=metrics["arm"]))["spent"])
-    for ax, column in zip(axes, columns, strict=True):
+    for ax, column in zip(axes, columns, strict=False):
         for i, (arm, rows) in enumerate(metrics.groupby("arm", sort=False)):
             by_seed = rows.pivot(index="update", columns="seed", values=column).dropna(axis=1, how="all")
             shared, at = by_seed.dropna(), rows.groupby("update")[x].mean()
@@ -164,13 +174,14 @@ def learning_curves(
                 band = (shared.min(axis=1), shared.max(axis=1))
                 ax.fill_between(at[shared.index], *band, color=style["color"], alpha=0.15)
             ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)
-        ax.set_xlabel({"env_turns": "environment turns, spent before", "update": "updates"}.get(x, x))
-        ax.set_title(column, loc="left")
+        ax.set_xlabel({"env_turns": "environment turns spent before", "update": "updates"}.get(x, x))
+        ax.set_title(UNITS.get(column, column), loc="left")
         if metrics[column].min() >= 0:
             ax.set_ylim(0, 1.06 * metrics[column].max() or 1)
     lines, names = axes[0].get_legend_handles_labels()
-    where = {"loc": "outside lower center", "ncols": len(names), "frameon": False}
-    fig.legend(lines, names, title="band: lowest to highest seed", fontsize=9, title_fontsize=8, **where)
+    where = {"loc": "outside lower center", "ncols": min(len(names), 1 + across), "frameon": False}
+    band = "band: lowest to highest seed" if metrics["seed"].nunique() > 1 else None
+    fig.legend(lines, names, title=band, fontsize=9, title_fontsize=8, **where)
     return fig
 
 

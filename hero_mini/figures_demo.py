@@ -44,8 +44,8 @@ def place_figure(cells: pd.DataFrame, contexts: Sequence[str]) -> Figure:
         ax.set_yticks(range(last + 1), ["other", *map(str, range(1, last + 1))])
         ax.set_xticks(range(due), [f"{at}\n{turns.get(at, 0)}" for at in range(1, due + 1)], fontsize=9)
         ax.set_title(context, loc="left", fontsize=11)
-    axes[0].set_ylabel("step of the run (% of mass)")
-    axes[0].set_xlabel("step that is due; n turns below")
+    fig.supylabel("step of the run (% of mass)", fontsize=11)
+    fig.supxlabel("step that is due; n turns below", fontsize=11)
     return fig
 
 
@@ -103,15 +103,25 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
             ax.plot([row[number]] * len(row["each"]), row["each"], "_", color=color, markersize=7)
             label = f"{i + 1} {row['arm']}; {row['warm_up']}"
             ax.plot(*place, markers[row["warm_up"]], color=color, markersize=8, markeredgecolor="white", label=label)
-            beside = {"xytext": (6, 0), "ha": "left"} if i % 2 else {"xytext": (-6, 0), "ha": "right"}
-            ax.annotate(str(i + 1), place, textcoords="offset points", va="center", color=color, fontsize=9, **beside)
+            ax.annotate(str(i + 1), place, color=color, fontsize=9, **_beside(points, number, i))
         ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
         ax.margins(x=0.14)
         ax.set_xlabel(title, fontsize=10)
     for ax in axes[::across]:
-        ax.set_ylabel("success − base, held-out tasks")
+        ax.set_ylabel("gain in success")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return fig
+
+
+def _beside(points: pd.DataFrame, number: str, i: int) -> dict:
+    """Where the name of point i stands: to its left or right, or above or below it where another point is near."""
+    x, y = ((points[c] - points[c].iloc[i]) / max(np.ptp(points[c]), 1e-9) for c in (number, "gain"))
+    near = (x.abs() < 0.07) & (y.abs() < 0.07)
+    if near.sum() > 1:
+        above = y[near].max() == 0  # it is the highest of them
+        return {"xytext": (0, 9 if above else -9), "textcoords": "offset points", "ha": "center", "va": "center"}
+    side = {"xytext": (6, 0), "ha": "left"} if i % 2 else {"xytext": (-6, 0), "ha": "right"}
+    return {"textcoords": "offset points", "va": "center"} | side
 
 
 def growth_figure(grown: pd.DataFrame, shown: Mapping[str, str]) -> Figure:

@@ -13,10 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from hero_mini.figures import BLACK, COLORS, MARKERS, blank, style_of
 
 
-def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
+def effects_figure(table: pd.DataFrame, shown: Mapping[str, str], *, items: str = "tasks") -> Figure:
     """Differences from `compare.effects`, a panel per number: value, 95 % interval, and a tick per seed.
 
-    shown: number -> title; a column smallest (see `compare.visible`) adds a hatched band, a column paper a diamond
+    shown: number -> title; items: what the numbers are measured on
+    a column smallest (see `compare.visible`) adds a hatched band, a column paper a diamond
     """
     names = list(dict.fromkeys(table["comparison"]))
     fig, axes = blank(2.6 + 3.2 * len(shown), 1.5 + 0.5 * len(names), columns=len(shown))
@@ -30,13 +31,14 @@ def effects_figure(table: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_yticks(list(places), [""] * len(names))
         ax.set_ylim(-0.6, len(names) - 0.3)
+        ax.use_sticky_edges = False  # room beside the hatched bands, too
         ax.margins(x=0.12)
     size = table.drop_duplicates("comparison").set_index("comparison")
     axes[0].set_yticks(list(places), [f"{n}  ({size.n_seeds[n]} × {size.n_tasks[n]})" for n in names])
     extra = "\nhatched: too small to be seen reliably" * ("smallest" in table) + "; diamond: the paper" * (
         "paper" in table
     )
-    axes[0].set_xlabel(f"(seeds × tasks); bar: 95 % interval; tick: a seed{extra}", fontsize=9)
+    axes[0].set_xlabel(f"(seeds × {items}); bar: 95 % interval; tick: a seed{extra}", fontsize=9)
     return fig
 
 

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -37,12 +38,14 @@ class Sampling:
     max_tokens: int = TrainConfig.max_action_tokens  # an answer ends with the end-of-turn token, or is cut here
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(value := getattr(self, name), Real):
+                raise HeroError(f"{name} is {value!r}; it must be a number")
+        check_whole(1, max_tokens=self.max_tokens)
         if not 1e-3 <= self.temperature <= 1e3:
             raise HeroError(f"temperature is {self.temperature}; it must be from 0.001 to 1000 (or use greedy=True)")
         if not 0 < self.top_p <= 1:
             raise HeroError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.max_tokens < 1:
-            raise HeroError(f"an answer of at most {self.max_tokens} tokens is none; allow at least 1")
 
 
 @dataclass(frozen=True)

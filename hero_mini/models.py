@@ -149,8 +149,7 @@ def load_policy(
 
     name = NAME if warmup else str(model)
     for place in (name, *(where for where, _ in adapters if not _shipped(where))):
-        if "+" in place:
-            raise HeroError(f"{place} has a + in its name, which stands between a model and its adapters: rename it")
+        check_place(place)
     # a merge is done in float32 and rounded once
     network, tokenizer = _load(embedded_model() if warmup else model, torch.float32 if adapters else kind)
     for where, config in adapters:
@@ -163,10 +162,20 @@ def load_policy(
     return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
 
 
+def check_place(place: str) -> None:
+    """raises HeroError: a model or an adapter that lies there could not be told from a model with an adapter"""
+    if "+" in place:
+        raise HeroError(f"{place} has a + in its name, which stands between a model and its adapters: rename it")
+
+
 def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
     logging.disable_progress_bar()
+    if not isinstance(source, str | Path):
+        raise HeroError(f"the model is {source!r}: give 'default', a hub id, or a folder")
     folder = expanded(source)
+    if len(folder.parts) == 1 and not folder.exists() and (meant := nearest(folder.name, WARMUPS)):  # the hub is slow
+        raise HeroError(f"there is no model {folder.name!r}{meant}; the embedded ones are {', '.join(WARMUPS)}")
     local = isinstance(source, Path) or folder.exists() or not HUB_ID.fullmatch(source)
     if local and not (folder / "config.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
@@ -181,9 +190,8 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
         reason = first_line(error)
         if local:
             raise HeroError(f"The model in {folder} cannot be loaded ({reason}): copy or download it again.") from error
-        meant = nearest(place, WARMUPS)
         raise HeroError(
-            f"{place!r}{meant} is no folder here and could not be loaded from the hub ({reason}): "
+            f"{place!r} is no folder here and could not be loaded from the hub ({reason}): "
             "check the spelling and the network, or use the embedded model 'default'."
         ) from error
     if report["missing_keys"]:  # transformers would go on with random numbers there

@@ -117,15 +117,14 @@ def table(df: pd.DataFrame, caption: str = "") -> None:
 def check(name: str, got: object, want: object, hint: str, *, tolerance: float = 1e-4) -> None:
     """The verdict on an exercise: "correct", or the hint. Numbers (also in lists and tensors) may be rounded.
 
-    None and ... are never correct: nothing has been written yet.
+    A list, a tuple and an array with the same contents are the same. None and ... are never correct: nothing has been
+    written yet.
     """
     try:
         a, b = np.asarray(got), np.asarray(want)
         numbers = np.issubdtype(a.dtype, np.number) and np.issubdtype(b.dtype, np.number)
-        right = (
-            a.shape == b.shape and bool(np.allclose(a, b, atol=tolerance, equal_nan=True)) if numbers else got == want
-        )
-        right = bool(right) and got is not None and got is not ...
+        right = a.shape == b.shape and got is not None and got is not ...
+        right = right and bool(np.allclose(a, b, atol=tolerance, equal_nan=True) if numbers else np.all(a == b))
     except (TypeError, ValueError):  # a reader's value may be anything
         right = False
     print(f"{name}: correct" if right else f"{name}: not yet. {hint}")

@@ -17,7 +17,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.execute import remove_error_markers
 from tqdm.auto import tqdm
 
-from hero_mini.runtime import HeroError, atomic_write, check_out, nearest
+from hero_mini.config import SIZES
+from hero_mini.envs import ENVS
+from hero_mini.runtime import HeroError, atomic_write, check_known, check_out, check_whole, nearest
 
 FOLDER = Path("notebooks")
 # metadata that differs from run to run and that no reader needs
@@ -57,7 +59,7 @@ def overview() -> str:
 
 
 def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
-    """raises HeroError: a name that the notebook's parameters cell does not define"""
+    """raises HeroError: a name that the notebook's parameters cell does not define, or a value that cannot be"""
     read_page(notebook)
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters:
@@ -65,6 +67,11 @@ def check_parameters(notebook: Path, parameters: dict[str, str]) -> None:
             raise HeroError(
                 f"{notebook.name} has no parameter {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
             )
+    for name, choices in {"preset": SIZES, "env": ENVS}.items():
+        if name in parameters:
+            check_known(name, parameters[name], choices)
+    if "seed" in parameters:
+        check_whole(0, seed=parameters["seed"])
 
 
 def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> None:
@@ -92,10 +99,22 @@ def run_page(notebook: Path, target: Path, parameters: dict[str, object]) -> Non
         ) from None
 
 
+def check_target(target: Path) -> None:
+    """raises HeroError: `target` cannot be written, or holds a page that no run has left, such as one's own work"""
+    check_out(target)
+    if target.exists():
+        try:
+            ours = "papermill" in nbformat.read(target, as_version=4).metadata
+        except (ValueError, AttributeError):  # half of a page, which a kill has left
+            ours = True
+        if not ours:
+            raise HeroError(f"{target} would be lost, and is no page that a run has left; choose another folder (out)")
+
+
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
     """Run one notebook in the top folder and write the executed page to `out`."""
     check_parameters(notebook, parameters)
-    check_out(target := out / notebook.name)
+    check_target(target := out / notebook.name)
     run_page(notebook, target, parameters)
     return target
 
@@ -105,8 +124,11 @@ def reproduce(preset: str, parameters: dict[str, str]) -> None:
     notebooks = all_notebooks()
     parameters = {"preset": preset, "out": "runs/notebooks", **{k: _value(v) for k, v in parameters.items()}}
     out = Path(str(parameters["out"]))
+    if not str(parameters["out"]):
+        raise HeroError("out is empty; name a folder")
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+        check_target(out / notebook.name)
     for notebook in tqdm(notebooks, desc="notebooks"):
         execute(notebook, out, parameters)
     print(f"\nexecuted pages: {out}/*.ipynb (open them with make lab, or any notebook viewer)")

@@ -20,13 +20,21 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
+from hero_mini.runtime import HeroError, first_line
+
 T = TypeVar("T")
 
 
 @cache
 def state() -> PartialState:
     """Which process this is. The first call joins the others, and makes "cuda" mean this process's own GPU."""
-    found = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        found = PartialState(cpu=not torch.cuda.is_available())
+    except (ValueError, RuntimeError) as problem:
+        raise HeroError(
+            f"this process was told to be one of several, and cannot ({first_line(problem)}); start all of them with "
+            "accelerate launch, or unset LOCAL_RANK, RANK and WORLD_SIZE"
+        ) from problem
     atexit.register(found.destroy_process_group)  # threads of the group that outlive the interpreter may abort it
     return found
 

@@ -91,8 +91,10 @@ def steps_done(own: Path) -> dict[str, Record]:
     """The commands that a run's folder has behind it, by `Step.key`."""
     path = own / "steps.json"
     found = read_json(path, _again(own)) if path.exists() else {}
-    if not all(isinstance(r, dict) and isinstance(r.get("minutes"), int | float) for r in found.values()):
-        raise HeroError(f"{path} is damaged (no minutes); {_again(own)}")
+    kinds = {"minutes": int | float, "commit": str, "date": str}
+    for record in found.values():
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), kind) for k, kind in kinds.items()):
+            raise HeroError(f"{path} is damaged (a record is not whole); {_again(own)}")
     return found
 
 
@@ -143,13 +145,20 @@ def _restore_run(steps: Sequence[Step], own: Path, told: dict[str, Record], tabl
 
 
 def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[str, object]) -> None:
-    """After `restore`. raises HeroError: the table would lose runs, of which another table of the study has no rows"""
+    """After `restore`. raises HeroError: the table would lose runs
+
+    Of which another table of the study has no rows, or which were made by commands that the study has no more.
+    """
     told, size = origin(table).get("runs", {}), sizes(str(today["preset"]))
+    commands = {job.name: {step.key for step in job.steps(folder / job.name, size)} for job in planned}
+    if names := [name for name, keys in commands.items() if told.get(name, {}).keys() - keys]:
+        raise HeroError(
+            f"{table} has runs that were made by other commands than today's ({', '.join(names)}); move this study's "
+            "tables away or set --data"
+        )
 
     def lost(job: Job) -> bool:
-        own = folder / job.name
-        known = {step.key for step in job.steps(own, size)} & told.get(job.name, {}).keys()
-        return not known <= steps_done(own).keys()
+        return not told.get(job.name, {}).keys() <= steps_done(folder / job.name).keys()
 
     if names := [job.name for job in planned if lost(job)]:
         raise HeroError(

@@ -14,7 +14,7 @@ from hero_mini.claims import DATA, claims_table
 from hero_mini.config import TrainConfig
 from hero_mini.evaluate import by_task, ended_early, interval
 from hero_mini.runtime import HeroError, atomic_write, check_clone
-from hero_mini.tables import read_table
+from hero_mini.tables import RESTORE, read_table
 
 TEXTS = (Path("README.md"), Path("figures/README.md"), Path("notebooks/teaching.md"))  # with places for tables
 
@@ -170,8 +170,12 @@ def draw() -> None:
     from hero_mini.mechanism import STUDENT
 
     def saved(source: str, make: Callable[[pd.DataFrame], object], name: str) -> None:
-        if (DATA / source).exists():
-            figures.save(make(read_table(DATA / source)), f"figures/{name}")
+        if (path := DATA / source).exists():
+            try:
+                picture = make(read_table(path))
+            except KeyError as problem:
+                raise HeroError(f"{path} has no column {problem.args[0]}; {RESTORE}") from problem
+            figures.save(picture, f"figures/{name}")
 
     def bars(groups: Iterable[tuple[str, pd.DataFrame]]) -> object:
         return figures.success_bars(success_table(groups))
@@ -240,7 +244,7 @@ def report() -> None:
     claims = claims_table()
     made = {"claims": claims_readme(claims), "pages": overview(), **blocks()}
     texts = fill({path: path.read_text(encoding="utf-8") for path in TEXTS}, made)
+    draw()  # first, since a table that is not whole may show only here
     for path, content in {DATA / "claims.csv": claims.to_csv(index=False), **texts}.items():
         atomic_write(path, content)
-    draw()
     print(claims[["claim_id", "predicted_sign", "ours", "ci_low", "ci_high", "verdict"]].to_string(index=False))

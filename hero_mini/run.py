@@ -19,11 +19,22 @@ from hero_mini.envs.base import task_id
 from hero_mini.evaluate import ended_early, rollout_rows
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
-from hero_mini.models import Policy, fingerprint
+from hero_mini.models import Policy, check_place, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, atomic_save, atomic_write, load_saved, read_json, sweep, whole_folder, writing
+from hero_mini.runtime import (
+    HeroError,
+    atomic_save,
+    atomic_write,
+    check_adapter_folder,
+    first_line,
+    load_saved,
+    read_json,
+    sweep,
+    whole_folder,
+    writing,
+)
 
 
 class Clock:
@@ -59,13 +70,17 @@ class Run:
         self.described = {**asdict(config), "model": policy.name, "weights": fingerprint(policy)}
 
     def check(self) -> None:
-        """raises HeroError: the folder holds a run with another configuration"""
+        """raises HeroError: the folder holds a run with another configuration, or something else than a run"""
         file, described = self.out / "config.json", self.described
         before = dict(described)
         if file.exists():  # an older run does not name settings that came later: it had their defaults
-            before |= asdict(TrainConfig()) | read_json(file, "delete the whole folder, or choose another")
-        elif (self.out / "checkpoint.pt").exists():
-            raise HeroError(f"{self.out} holds a run without config.json; delete the whole folder, or choose another")
+            told = read_json(file, "choose another folder, or delete this one if it is a run's")
+            if not {"arm", "model", "weights"} <= told.keys():
+                raise HeroError(f"{self.out} holds something else than a run; choose another folder")
+            before |= asdict(TrainConfig()) | told
+        elif others := [name for name in ("checkpoint.pt", "metrics.csv") if (self.out / name).exists()]:
+            raise HeroError(f"{self.out} holds {others[0]} without a run's config.json; choose another folder")
+        check_adapter_folder(self.out / "adapter")
         if changed := ", ".join(f"{k} was {before[k]!r}" for k in described if described[k] != before[k]):
             raise HeroError(
                 f"{self.out} holds a run with other settings ({changed}); choose another folder or delete it"
@@ -76,16 +91,23 @@ class Run:
     def restore(self) -> None:
         """Back to the last whole update, where there is one."""
         if (self.out / "checkpoint.pt").exists():
-            saved = load_saved(self.out / "checkpoint.pt")
-            self.rows = saved["rows"]
-            self.optimizer.load_state(saved["optimizer"])
+            saved = load_saved(file := self.out / "checkpoint.pt")
+            try:
+                self.rows = list(saved["rows"])
+                self.optimizer.load_state(saved["optimizer"])
+                if self.ema:
+                    self.ema.load_state(saved["ema"])
+            except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as problem:
+                raise HeroError(
+                    f"{file} is no checkpoint of this run ({first_line(problem)}); delete it with its folder, and "
+                    "start again"
+                ) from problem
             if first():
                 self.write_metrics()
-            if self.ema:
-                self.ema.load_state(saved["ema"])
 
     def __enter__(self) -> Run:
         """raises HeroError: another process trains in the folder, or it holds a run with another configuration"""
+        check_place(str(self.out.resolve()))
         if any(gather([first() and not self.lock_folder()])):  # all processes of a run learn of it
             raise HeroError(f"another process is training in {self.out}; wait for it or stop it")
         try:

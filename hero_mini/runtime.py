@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import tempfile
 import warnings
@@ -48,7 +49,7 @@ def check_known(what: str, name: object, known: Collection[str]) -> None:
     Traceback (most recent call last):
     hero_mini.runtime.HeroError: unknown preset 'qick' (did you mean 'quick'?); there are: smoke, quick
     """
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise HeroError(f"unknown {what} {name!r}{nearest(str(name), known)}; there are: {', '.join(known)}")
 
 
@@ -144,14 +145,14 @@ def writing(folder: str | Path, remedy: str = "free some space there, or choose 
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        # safetensors reports a full disk without an error number
-        if code in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in str(error).lower():
+        told = re.search(r"os error (\d+)", str(error))  # safetensors has no error number
+        code = getattr(error, "errno", None) or (int(told[1]) if told else None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise HeroError(f"The disk that holds {folder} is full: {remedy}.") from error
         if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
             where = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
             raise HeroError(f"{where} is in the way ({os.strerror(code)}): choose another name.") from error
-        if isinstance(error, OSError) and code and not isinstance(error, ConnectionError):
+        if (isinstance(error, OSError) or told) and code and not isinstance(error, ConnectionError):
             raise HeroError(f"The folder {folder} cannot be written to ({error}): {remedy}.") from error
         raise
 

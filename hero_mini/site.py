@@ -31,6 +31,7 @@ RESULTS = Path("figures/README.md")
 BESIDE = ("README.md", "environment.yml", "Makefile")  # the front page, and what pages link to
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" fill="#0072b2"/>
 <path d="M4 12V4m8 8V4M4 8h8" stroke="#fff" stroke-width="2.4"/></svg>"""
+CSS = Path(__file__).with_name("site.css")  # by which a site of ours is known, too
 CONFIG = {
     "project": "hero_mini",
     "html_title": "hero_mini",
@@ -58,8 +59,8 @@ CONFIG = {
     },
     "html_context": {"default_mode": "auto"},  # dark where the reader's system is
     "html_favicon": "icon.svg",
-    "html_static_path": [str(Path(__file__).with_name("site.css"))],
-    "html_css_files": ["site.css"],
+    "html_static_path": [str(CSS)],
+    "html_css_files": [CSS.name],
     "html_show_search_summary": False,  # a browser lets no page from disk read another
     "html_show_copyright": False,
     "html_use_index": False,
@@ -83,13 +84,14 @@ def build(out: Path) -> Path:
     check_clone(*BESIDE)
     if out.exists() and not out.is_dir():
         raise HeroError(f"{out} is a file: choose an empty folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").exists():
+    if out.is_dir() and any(out.iterdir()) and not (out / "_static" / CSS.name).exists():
         raise HeroError(f"{out} holds something else than a site: choose an empty folder with --out")
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
             made = sphinx(stage(Path(work, "source"), pages), Path(work, "site"))
-            shutil.rmtree(out, ignore_errors=True)
+            if out.exists():
+                out.rename(Path(work, "old"))
             made.rename(out)
     return out / "index.html"
 

@@ -23,13 +23,22 @@ import torch
 from tqdm.auto import tqdm
 
 from hero_mini import envs
-from hero_mini.config import WarmupConfig
+from hero_mini.config import ADAPTERS, WARMUPS, WarmupConfig
 from hero_mini.envs.base import Action, Task, task_id
 from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
 from hero_mini.models import WARMUP_FILE, Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
-from hero_mini.runtime import HeroError, atomic_save, check_adapter_folder, check_out, load_saved, rng, whole_folder
+from hero_mini.runtime import (
+    HeroError,
+    atomic_save,
+    check_adapter_folder,
+    check_out,
+    load_saved,
+    read_json,
+    rng,
+    whole_folder,
+)
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 
@@ -210,16 +219,25 @@ def weighted_nll(policy: Policy, group: Sequence[Example]) -> torch.Tensor:
     return -(scored.logprobs * torch.tensor(weights, device=scored.logprobs.device)).sum()
 
 
+def check_replaceable(out: Path, config: WarmupConfig) -> None:
+    """raises HeroError: `out` holds something else than a warm-up with these settings"""
+    check_adapter_folder(out)
+    settings, file = json.loads(json.dumps(asdict(config))), out / WARMUP_FILE
+    rebuilt = config == WarmupConfig() and out == ADAPTERS / WARMUPS["default"]  # shipped without the file
+    if (out / "adapter_config.json").exists() and not rebuilt and not (file.is_file() and read_json(file) == settings):
+        raise HeroError(f"{out} holds an adapter that is not of a warm-up with these settings; choose a new folder")
+
+
 def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, progress: bool = True) -> None:
     """Teach the three skills to an adapter of `policy` and write it to the folder `out`, in bf16.
 
     A run that was killed goes on from its last checkpoint, beside `out`, with the numbers of an uninterrupted one.
     raises HeroError: the checkpoint is damaged or has other settings, the adapter of `config.start` does not fit, or
-        `out` holds something else than an adapter
+        `out` holds something else than this warm-up
     """
     config = config or WarmupConfig()
     out = out.resolve()
-    check_adapter_folder(out)
+    check_replaceable(out, config)
     checkpoint, remedy = out.with_name(f"{out.name}.checkpoint"), "delete it, and the warm-up starts afresh"
     check_out(checkpoint)
     student = add_student(policy, rank=config.rank, seed=config.seed)

@@ -46,6 +46,40 @@ def test_numbers_out_of_range_are_refused(capsys, arguments):
     assert "has to be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["rollout", "--n", "2.5"], ["rollout", "--n", "9" * 20], ["eval", "--seed", "-1"], ["eval", "--seed", "x"]],
+)
+def test_a_number_that_cannot_be_is_refused(capsys, arguments):
+    said = error_of(capsys, *arguments)
+    assert arguments[2] in said and ("whole number" in said or "from 1 to a million" in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["eval", "--endpoint-model", "hero"], "name that with --url"),
+        (["reflect", "--reflector", "oracle", "--url", "http://localhost:1/v1"], "--reflector endpoint alone"),
+        (["study", "retail", "--cpus", "2"], "for --engine ray"),
+        (["rollout", "--url", "http://localhost:1/v1", "--n", "1"], "OPENAI_API_KEY holds characters"),
+        (["rollout", "--model", "wrlds", "--n", "1"], "did you mean 'worlds'"),
+    ],
+)
+def test_an_option_without_effect_is_refused(capsys, monkeypatch, tmp_path, arguments, why):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\x07")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert why in said and "secret" not in said
+
+
+def test_a_full_output_is_one_sentence():
+    command = [sys.executable, "-m", "hero_mini", "memory"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "disk is full" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_label_can_be_printed(capsys):
     with pytest.raises(SystemExit):
         main(["eval", "--label", "a\rb"])

@@ -316,7 +316,7 @@ def test_the_page_without_data_names_every_command(tmp_path, monkeypatch, capsys
     for name in ("retail", "ablations_retail", "groups_retail", "worlds", "no_demos", "no_hints"):
         assert f"`figures/data/{name}.csv`. It is written by `python -m hero_mini study {name}`" in said
     assert said.count("Figure 08_") == said.count("Figure 08_pipeline:") == 1  # the pipeline needs no data
-    counts = re.findall(r"(\d+) claims of [^:]+: (\d+) not run yet\.", said)
+    counts = re.findall(r"(\d+) claims? of [^:]+: (\d+) not run yet\.", said)
     assert len(counts) == 5 and all(n == unknown for n, unknown in counts)
     assert sum(int(n) for n, _ in counts) == len(claims.CLAIMS)
     assert "not yet." not in capsys.readouterr().out  # all exercises are correct as they stand

@@ -242,8 +242,10 @@ def test_unknown_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect to the hub.\nmore text")
 
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", offline)
-    with pytest.raises(HeroError, match=r"'defualt' \(did you mean 'default'\?\) is no folder.*connect") as caught:
+    with pytest.raises(HeroError, match=r"no model 'defualt' \(did you mean 'default'\?\)"):
         load_policy("defualt")
+    with pytest.raises(HeroError, match=r"'some/model' is no folder.*connect") as caught:
+        load_policy("some/model")
     assert "more text" not in str(caught.value)
     with pytest.raises(HeroError, match=r"'cdua'.*did you mean 'cuda'"):
         load_policy(folder, device="cdua")

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hero_mini.notebooks import check_parameters, execute, overview, refresh
+from hero_mini.notebooks import check_parameters, check_target, execute, overview, refresh
 from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
@@ -47,6 +47,22 @@ def test_a_notebook_is_well_formed(path):
 def test_a_misspelt_parameter_is_refused(path):
     with pytest.raises(HeroError, match="did you mean 'preset'"):
         check_parameters(path, {"prest": "smoke"})
+
+
+@pytest.mark.parametrize("name, value", [("preset", "smok"), ("env", "retial"), ("seed", "x"), ("seed", -5)])
+def test_a_value_that_cannot_be_is_refused(name, value):
+    with pytest.raises(HeroError, match=name):
+        check_parameters(NOTEBOOKS[0], {name: value})
+
+
+def test_a_page_that_no_run_has_left_is_not_overwritten(tmp_path):
+    page = nbformat.v4.new_notebook()
+    nbformat.write(page, tmp_path / "mine.ipynb")
+    with pytest.raises(HeroError, match="would be lost"):
+        check_target(tmp_path / "mine.ipynb")
+    page.metadata["papermill"] = {}
+    nbformat.write(page, tmp_path / "mine.ipynb")
+    check_target(tmp_path / "mine.ipynb")
 
 
 def test_single_pages_are_refreshed_in_place(tmp_path, monkeypatch):

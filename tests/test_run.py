@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from hero_mini import parallel
@@ -28,6 +29,31 @@ def test_two_runs_do_not_train_in_one_folder(tiny: Policy, tmp_path: Path) -> No
         Run(tiny, SMALL, tmp_path).__enter__()
     assert not (tmp_path / "config.json").exists()
     with Run(tiny, SMALL, tmp_path), pytest.raises(HeroError, match="another process is training"):
+        Run(tiny, SMALL, tmp_path).__enter__()
+
+
+def test_what_is_no_run_is_not_overwritten(tiny: Policy, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/metrics.csv").write_text("years of work")
+    for name, why in {
+        "model": "something else than a run",
+        "mine": "metrics.csv without a run's",
+        "a+b": "has a +",
+    }.items():
+        with pytest.raises(HeroError, match=why):
+            Run(tiny, SMALL, tmp_path / name).__enter__()
+    assert (tmp_path / "model/config.json").read_text() == '{"model_type": "llama"}'
+    assert (tmp_path / "mine/metrics.csv").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("saved", [{"config": {}, "step": 1}, torch.zeros(2), {"rows": [], "optimizer": {}}])
+def test_a_checkpoint_of_something_else_is_one_sentence(tiny: Policy, tmp_path: Path, saved: object) -> None:
+    with Run(tiny, SMALL, tmp_path):
+        pass
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(HeroError, match="no checkpoint of this run .*; delete it with its folder"):
         Run(tiny, SMALL, tmp_path).__enter__()
 
 

@@ -306,6 +306,18 @@ def test_tables_of_two_studies_make_one_run_whole(processes: Processes, tmp_path
     }  # fmt: skip
 
 
+def test_runs_that_other_commands_made_are_not_overwritten(processes: Processes, tmp_path: Path) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    shutil.rmtree(runs)
+    file = data / "hero_retail.json"
+    file.write_text(file.read_text().replace("--n 4", "--n 5"))  # as if a study had changed since
+    kept = (data / "hero_retail.csv").read_text()
+    with pytest.raises(HeroError, match="made by other commands than today's .*; move this study's tables away"):
+        study("hero_retail", "smoke", runs=runs, data=data)
+    assert (data / "hero_retail.csv").read_text() == kept
+
+
 @pytest.mark.parametrize("lost", ["rows", "table"])
 def test_a_table_that_lacks_rows_is_refused_and_no_run_is_lost(processes, tmp_path: Path, lost: str) -> None:
     runs, data = tmp_path / "runs", tmp_path / "data"

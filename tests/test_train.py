@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -211,7 +212,7 @@ def test_another_configuration_is_refused(tiny: Policy, tmp_path: Path, change: 
 @pytest.mark.parametrize("content", ["", "[]"])
 def test_a_damaged_description_is_named(tiny: Policy, tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(HeroError, match=r"config.json is damaged .*; delete the whole folder"):
+    with pytest.raises(HeroError, match=r"config.json is damaged .*; choose another folder"):
         train(tiny, replace(SMALL, updates=1, tasks=1, max_turns=1), tmp_path)
 
 
@@ -227,10 +228,16 @@ def test_a_run_from_before_a_setting_existed_goes_on(tiny: Policy, tmp_path: Pat
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 64
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = TrainConfig(seed=np.arange(3)[1], lr=np.float64(1e-3))
+    assert config == TrainConfig(seed=1, lr=1e-3) and type(config.seed) is int
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"arm": "oracle_hreo"}, "did you mean 'oracle_hero'"),
+        ({"env": ["retail"]}, "env is .*; it has to be a text"),
         ({"env": "retial"}, "did you mean 'retail'"),
         ({"teacher": "frosen"}, "did you mean 'frozen'"),
         ({"updates": 0}, "updates is 0"),

@@ -386,6 +386,10 @@ def test_a_warm_up_takes_the_place_of_nothing_else(tiny: Policy, tmp_path: Path)
     with pytest.raises(HeroError, match="holds something else than an adapter"):
         warm_up(tiny, tmp_path, WarmupConfig(episodes=2))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/adapter_config.json").write_text("{}")
+    with pytest.raises(HeroError, match="adapter that is not of a warm-up with these settings"):
+        warm_up(tiny, tmp_path / "trained", TINY)
     torch.save([1], tmp_path / "v1.2.checkpoint")
     with pytest.raises(HeroError, match=r"v1.2.checkpoint is no checkpoint of a warm-up; delete it"):
         warm_up(tiny, tmp_path / "v1.2", TINY, progress=False)

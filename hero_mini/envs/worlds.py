@@ -23,6 +23,8 @@ class World:
 
     def chosen_task(self, seed: int | None, options: dict | None) -> Task:
         """`options["task"]` (a Task or its id); without one, the train task at place `seed`."""
+        if not isinstance(options or {}, dict):
+            raise HeroError(f"options is {options!r}; it has to be a dictionary, such as {{'task': 'retail/test/0'}}")
         for option in options or {}:
             check_known("option", option, ["task"])
         task = (options or {}).get("task")
