@@ -271,7 +271,7 @@ def positive(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """A seed."""
+    """A whole number, at least 0, such as a seed."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 0")
     return int(text)

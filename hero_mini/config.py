@@ -208,6 +208,7 @@ KINDS = {
 
 
 def _check_kinds(config: TrainConfig | WarmupConfig) -> None:
+    """NumPy's and torch's numbers become Python's. raises HeroError: a setting is of another kind than its field"""
     for field in fields(config):
         value, words = getattr(config, field.name), re.findall(r"\w+", field.type)  # such as tuple[float, ...]
         if hasattr(value, "item"):  # a number of NumPy's or torch's

@@ -168,9 +168,8 @@ def check_place(place: str) -> None:
         raise HeroError(f"{place} has a + in its name, which stands between a model and its adapters: rename it")
 
 
-def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
-    logging.disable_progress_bar()
+def find(source: str | Path) -> tuple[Path, bool]:
+    """A model's folder, and whether it is one and no hub id. raises HeroError: it can be neither"""
     if not isinstance(source, str | Path):
         raise HeroError(f"the model is {source!r}: give 'default', a hub id, or a folder")
     folder = expanded(source)
@@ -180,6 +179,13 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     if local and not (folder / "config.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
         raise HeroError(f"{folder} is not a model, it {state}: give a folder written by save_pretrained, or a hub id.")
+    return folder, local
+
+
+def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights and tokenizer from a folder or the hub, or one sentence saying why not."""
+    logging.disable_progress_bar()
+    folder, local = find(source)
     place = str(folder) if local else str(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -291,6 +297,8 @@ def fill_adapter(peft_model: PeftModel, where: str) -> None:
 
     raises ValueError: weights are missing, not finite, or without a place; and whatever peft and safetensors raise
     """
+    if Path(where).is_dir() and not any(Path(where).glob("adapter_model.*")):  # peft would ask the hub
+        raise ValueError("adapter_model.safetensors is not there")
     weights = load_peft_weights(where, device="cpu")
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise ValueError("some of its weights are not finite")

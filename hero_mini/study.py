@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from hero_mini.config import SIZES, Sizes
+from hero_mini.config import SIZES, WARMUPS, Sizes
 from hero_mini.engines import call, local
 from hero_mini.records import (
     check_folder,
@@ -49,7 +49,11 @@ def study(
     raises HeroError: unknown study, another process is working in the same folder, or the folder or the table is one
         of runs with other settings
     """
-    model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    if model and model not in WARMUPS:
+        from hero_mini.models import find  # loads torch, which the embedded models leave to the runs
+
+        folder, local = find(model)
+        model = str(folder.resolve()) if local else model
     planned, size = jobs(name, preset, model), SIZES[preset]
     model = planned[0].model
     today = common_settings(preset, model, planned)

@@ -106,8 +106,8 @@ def commit() -> str:
 def origin(path: Path) -> dict:
     """Where a table comes from; {} if nobody wrote it down. raises HeroError: its .json twin is damaged"""
     twin = path.with_suffix(".json")
-    found = read_json(twin) if twin.exists() else {}
+    found = read_json(twin, RESTORE) if twin.exists() else {}
     kinds = {"rows": int, "settings": dict, "runs": dict, "failed": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]:
-        raise HeroError(f"{twin} is damaged ({', '.join(wrong)}); restore it, for example with git checkout")
+        raise HeroError(f"{twin} is damaged ({', '.join(wrong)}); {RESTORE}")
     return found

@@ -369,6 +369,8 @@ def test_only_the_full_preset_of_the_embedded_model_writes_results(
         assert main(["study", "hero_retail", *options]) == 0
     found = sorted(str(file.parent.relative_to(tmp_path)) for file in tmp_path.rglob("hero_retail.csv"))
     assert found == ["mine", "runs/studies/data-full", "runs/studies/data-smoke"]
+    assert main(["study", "hero_retail"]) == 1  # this is no clone
+    (tmp_path / "figures/data").mkdir(parents=True)
     assert main(["study", "hero_retail"]) == 0
     assert (tmp_path / "figures/data/hero_retail.csv").exists()
 
@@ -380,6 +382,9 @@ def test_another_model_has_runs_of_its_own(processes: Processes, tmp_path: Path)
     assert models == [""] * 5 + ["some/model"] * 5 + ["other/model"] * 5
     with pytest.raises(HeroError, match="model was 'some/model', is 'other/model'"):
         study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "some/model", model="other/model")
+    with pytest.raises(HeroError, match="is not a model, it does not exist"):
+        study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path, model=str(tmp_path / "tinny"))
+    assert len(processes.started) == 15
 
 
 def test_other_weights_in_a_models_folder_are_another_model(processes: Processes, tmp_path: Path) -> None:
