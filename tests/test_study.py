@@ -389,6 +389,7 @@ def test_another_model_has_runs_of_its_own(processes: Processes, tmp_path: Path)
 
 def test_other_weights_in_a_models_folder_are_another_model(processes: Processes, tmp_path: Path) -> None:
     (model := tmp_path / "mine").mkdir()
+    (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"one")
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data", model=str(model))
     (model / "model.safetensors").write_bytes(b"two")
