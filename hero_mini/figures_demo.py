@@ -114,13 +114,12 @@ def outcome_figure(points: pd.DataFrame, shown: Mapping[str, str]) -> Figure:
 
 
 def _beside(points: pd.DataFrame, number: str, i: int) -> dict:
-    """Where the name of point i stands: to its left or right, or above or below it where another point is near."""
-    x, y = ((points[c] - points[c].iloc[i]) / max(np.ptp(points[c]), 1e-9) for c in (number, "gain"))
-    near = (x.abs() < 0.07) & (y.abs() < 0.07)
-    if near.sum() > 1:
-        above = y[near].max() == 0  # it is the highest of them
-        return {"xytext": (0, 9 if above else -9), "textcoords": "offset points", "ha": "center", "va": "center"}
-    side = {"xytext": (6, 0), "ha": "left"} if i % 2 else {"xytext": (-6, 0), "ha": "right"}
+    """Where the name of point i stands: away from its neighbours; in a column of points, by turns right and left."""
+    x, gain = (points[c] - points[c].iloc[i] for c in (number, "gain"))
+    beside = (x.abs() < 0.15 * np.ptp(x)) & (gain.abs() < 0.06 * np.ptp(gain))
+    column = points.loc[x.abs() < 0.07 * np.ptp(x), "gain"]
+    right = x[beside].mean() < 0 if beside.sum() > 1 else column.rank(method="first").get(points.index[i], 1) % 2
+    side = {"xytext": (6, 0), "ha": "left"} if right else {"xytext": (-6, 0), "ha": "right"}
     return {"textcoords": "offset points", "va": "center"} | side
 
 
