@@ -101,7 +101,8 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
 def done(job: Job, folder: Path, minutes: float, only: str = "") -> None:
     """Let a run look as if its commands, or those that begin like this, had taken so long each."""
     steps = [step for step in job.steps(folder / job.name, SIZES["full"]) if step.key.startswith(only)]
-    records.note_steps(folder / job.name, {step.key: {"minutes": minutes} for step in steps})
+    record = {"minutes": minutes, "commit": "abc1234", "date": "2026-01-01"}
+    records.note_steps(folder / job.name, dict.fromkeys((step.key for step in steps), record))
 
 
 def test_a_plan_tells_its_total_once_a_run_was_timed(tmp_path: Path) -> None:
