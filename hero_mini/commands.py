@@ -61,6 +61,16 @@ def _api_key() -> str:
     return key
 
 
+def _tables(folder: Path, *names: str) -> list[Path]:
+    """The files of a command's tables, of which it is known before long work that they can be written."""
+    from hero_mini.tables import check_table
+
+    files = [folder / f"{name}.csv" for name in names]
+    for file in files:
+        check_table(file)
+    return files
+
+
 def rollout(options: argparse.Namespace) -> None:
     from hero_mini.evaluate import rollout_rows
     from hero_mini.rollout import save_rollouts
@@ -110,53 +120,50 @@ def reflect(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
-    from hero_mini.tables import check_table, write_table
+    from hero_mini.tables import write_table
 
-    for name in ("reflection", "edge"):
-        check_table(options.out / f"{name}.csv")
+    files = _tables(options.out, "reflection", "edge")
     policy = _policy(options, options.env)
     turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
-    for name, table in {"reflection": turns, "edge": edges}.items():
-        write_table(options.out / f"{name}.csv", table, command=options.line)
+    for file, table in zip(files, (turns, edges), strict=True):
+        write_table(file, table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
 
 
 def traps(options: argparse.Namespace) -> None:
     from hero_mini import traps
     from hero_mini.reflect import self_reflector
-    from hero_mini.tables import check_table, write_table
+    from hero_mini.tables import write_table
 
-    for name in ("leakage", "anchoring", "credit"):
-        check_table(options.out / f"{name}.csv")
+    files = _tables(options.out, "leakage", "anchoring", "credit")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
     reflections = self_reflector(policy, progress=True)(rollouts)
     told = traps.told_something(policy, rollouts, reflections)
     rows = traps.token_rows(policy, rollouts, told)
-    tables = {"leakage": traps.leakage(rows), "anchoring": traps.anchoring(rows, "hero", "hero, quoted")}
-    for name, table in (tables | {"credit": traps.credit(policy, rollouts, rows, reflections)}).items():
-        write_table(options.out / f"{name}.csv", table.round(4), command=options.line)
-    for table in tables.values():
+    tables = traps.leakage(rows), traps.anchoring(rows, "hero", "hero, quoted")
+    for file, table in zip(files, (*tables, traps.credit(policy, rollouts, rows, reflections)), strict=True):
+        write_table(file, table.round(4), command=options.line)
+    for table in tables:
         print(table.round(3).to_string(index=False))
 
 
 def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.mechanism import heat, measure, summary
     from hero_mini.reflect import self_reflector
-    from hero_mini.tables import check_table, write_table
+    from hero_mini.tables import write_table
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
-    for name in ("heat", "turns", "summary"):
-        check_table(options.out / f"{name}.csv")
+    files = _tables(options.out, "heat", "turns", "summary")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
     teachers = all_teachers(rollouts, tracks, self_reflector(policy, progress=True)(rollouts), seed=options.seed)
     table, turns = measure(policy, rollouts, tracks, teachers)
     numbers = summary(turns)
-    for name, rows in {"heat": heat(table, turns), "turns": turns, "summary": numbers}.items():
-        write_table(options.out / f"{name}.csv", rows.round(4), command=options.line)
+    for file, rows in zip(files, (heat(table, turns), turns, numbers), strict=True):
+        write_table(file, rows.round(4), command=options.line)
     print(numbers.pivot(index="context", columns="number", values="value").round(3).to_string())
 
 

@@ -150,7 +150,8 @@ def success_bars(table: pd.DataFrame) -> Figure:
 def learning_curves(
     metrics: pd.DataFrame, columns: Sequence[str] = ("success", "turns", "loss"), *, x: str = "env_turns"
 ) -> Figure:
-    """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric, two in a row.
+    """Training curves: columns arm, seed, update, the axis `x` and the metrics; a panel per metric; of
+    four or more, two stand in a row.
 
     An update's rollouts measure the agent before it, so "env_turns" counts the turns that were spent before them.
 

@@ -111,11 +111,16 @@ def check_target(target: Path) -> None:
             raise HeroError(f"{target} would be lost, and is no page that a run has left; choose another folder (out)")
 
 
-def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
-    """Run one notebook in the top folder and write the executed page to `out`."""
+def target_of(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
+    """Where the executed page goes. raises HeroError: see `check_parameters` and `check_target`"""
     check_parameters(notebook, parameters)
     check_target(target := out / notebook.name)
-    run_page(notebook, target, parameters)
+    return target
+
+
+def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
+    """Run one notebook in the top folder and write the executed page to `out`."""
+    run_page(notebook, target := target_of(notebook, out, parameters), parameters)
     return target
 
 
@@ -126,11 +131,9 @@ def reproduce(preset: str, parameters: dict[str, str]) -> None:
     out = Path(str(parameters["out"]))
     if not str(parameters["out"]):
         raise HeroError("out is empty; name a folder")
-    for notebook in notebooks:
-        check_parameters(notebook, parameters)
-        check_target(out / notebook.name)
-    for notebook in tqdm(notebooks, desc="notebooks"):
-        execute(notebook, out, parameters)
+    targets = [target_of(notebook, out, parameters) for notebook in notebooks]  # all, before the first one runs
+    for notebook, target in tqdm(list(zip(notebooks, targets, strict=True)), desc="notebooks"):
+        run_page(notebook, target, parameters)
     print(f"\nexecuted pages: {out}/*.ipynb (open them with make lab, or any notebook viewer)")
     for picture in sorted(out.rglob("*.png")):
         print(f"figure: {picture}")

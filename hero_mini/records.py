@@ -157,10 +157,7 @@ def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[st
             "tables away or set --data"
         )
 
-    def lost(job: Job) -> bool:
-        return not told.get(job.name, {}).keys() <= steps_done(folder / job.name).keys()
-
-    if names := [job.name for job in planned if lost(job)]:
+    if names := [name for name in commands if not told.get(name, {}).keys() <= steps_done(folder / name).keys()]:
         raise HeroError(
             f"{table} names runs without all of their rows ({', '.join(names)}); restore this study's tables, for "
             "example with git checkout, or move them away"

@@ -26,11 +26,11 @@ EMPTY = (  # columns of a table without rows
 def read(path: Path) -> pd.DataFrame:
     """A study's table, variants as text (empty: the defaults), with the column agent. raises HeroError: damaged"""
     rows = read_table(path)
-    number = {"ability": "perplexity", "growth": "value"}.get(path.stem.rpartition("_")[2], "success")
-    numbers = ("success", "turns") if number == "success" else ()
-    check_columns(path, rows, ("run", "arm", "seed", "env", number, *numbers, *(["trained_on"] if numbers else [])))
-    for name in ("seed", *numbers, *({"wasted"} & {*rows})):
-        if not (pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().all()):
+    own = {"ability": ("perplexity",), "growth": ("value",)}
+    needed = own.get(path.stem.rpartition("_")[2], ("trained_on", "success", "turns"))
+    check_columns(path, rows, ("run", "arm", "seed", "env", *needed))
+    for name in ("seed", "success", "turns", "wasted"):
+        if name in rows and not (pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().all()):
             raise HeroError(f"{path} has values of {name} that are no numbers; {RESTORE}")
     rows = rows if "variant" in rows else rows.assign(variant="")
     return rows.assign(agent=[agent(*pair) for pair in zip(rows["arm"], rows["variant"], strict=True)])

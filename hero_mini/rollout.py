@@ -196,16 +196,15 @@ def collect(
     raises HeroError: no tasks, an argument out of range, a context that does not fit into the model, or a server that
         gives no token ids
     """
-    check_whole(1, max_action_tokens=max_action_tokens, batch_size=batch_size)
     check_whole(0, seed=seed)
-    sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
     if max_turns is None:
         max_turns = envs.turn_limit(env) if isinstance(env, str) else env().max_turns
-    check_whole(1, max_turns=max_turns, repeats=repeats)
+    check_whole(1, max_turns=max_turns, max_action_tokens=max_action_tokens, repeats=repeats)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
     if wrong := [task for task in tasks if not isinstance(task, Task)]:
         raise HeroError(f"{wrong[0]!r} is no task; ask the environment for it with env.task_named(id)")
+    sampling = Sampling(temperature, top_p, greedy, max_action_tokens)
     make = (lambda: envs.make(env, max_turns=max_turns)) if isinstance(env, str) else env
     prompt = policy.message("system", make().system_prompt)
     if len(prompt) + 2 * max_action_tokens > policy.context_length:
