@@ -156,12 +156,6 @@ def _retail(suffix: str = "") -> pd.DataFrame:
     return results.in_world(results.read_all(DATA, suffix), "retail")
 
 
-def _left_out() -> dict[str, pd.DataFrame]:
-    """The rows of the studies from a warm-up that lacks a lesson, by what it lacks."""
-    files = {"no demonstrations": DATA / "no_demos.csv", "no diagnoses": DATA / "no_hints.csv"}
-    return {lacking: results.read(file) for lacking, file in files.items() if file.exists()}
-
-
 def draw() -> None:
     """The figures of all data that are there."""
     from hero_mini import figures
@@ -192,7 +186,7 @@ def draw() -> None:
     every, titles = _retail(), {"success": "success (share)", "turns": "turns per episode"}
     if len(rows := results.headline(every)):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
-    if len(rows) and (others := _left_out()):
+    if len(rows) and (others := results.left_out(DATA)):
         effects = compare.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
         figures.save(effects_figure(effects, titles), "figures/warmups")
     if names := changed(every):

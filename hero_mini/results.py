@@ -68,6 +68,12 @@ def read_all(data: Path, suffix: str = "") -> pd.DataFrame:
     return rows[rows["table"] == first].reset_index(drop=True)
 
 
+def left_out(data: Path) -> dict[str, pd.DataFrame]:
+    """The rows of the studies from a warm-up that lacks a lesson, by what it lacks; those that are in `data`."""
+    files = {"no demonstrations": data / "no_demos.csv", "no diagnoses": data / "no_hints.csv"}
+    return {lacking: read(file) for lacking, file in files.items() if file.exists()}
+
+
 def alike(data: Path, suffix: str = "") -> list[Path]:
     """The studies' tables in `data` made with the settings of their model's newest one, as far as both name them.
 
