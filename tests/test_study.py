@@ -149,6 +149,17 @@ def test_the_grid_is_the_same_for_every_arm() -> None:
     assert planned[0].arm == "base" and {job.split for job in planned} == {"validation"}
 
 
+def test_an_agent_of_the_main_comparison_is_evaluated_as_often_in_every_study_of_retail(tmp_path: Path) -> None:
+    main = {(job.arm, job.settings) for job in jobs("retail", "full")}
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail"):
+        for job in jobs(name, "full"):
+            assert job.k == (4 if (job.arm, job.settings) in main else 1), (name, job)
+            *_, step = (step for step in job.steps(tmp_path, SIZES["full"]) if step.arguments[0] == "eval")
+            assert ("--k 4" in step.key) == (job.k == 4) == step.file.stem.endswith("-k4")
+    assert {job.k for name in ("worlds", "grid_retail", "no_demos", "no_hints") for job in jobs(name, "full")} == {1}
+    assert {job.k for job in jobs("retail", "smoke")} == {1}
+
+
 def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
     study("retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
