@@ -55,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = "the same command goes on where it stopped" if goes_on else "what was not written yet is lost"
         print(f"hero_mini: interrupted; {left}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads the output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as problem:
-        if problem.errno != errno.ENOSPC or problem.filename is not None:
+        read_enough = isinstance(problem, BrokenPipeError)  # whoever reads the output
+        full = problem.errno == errno.ENOSPC and problem.filename is None
+        if not (read_enough or full):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("hero_mini: what is printed cannot be written, the disk is full; free some space", file=sys.stderr)
-        return 1
+        if full:
+            print("hero_mini: what is printed cannot be written, the disk is full; free some space", file=sys.stderr)
+        return int(full)
     return 0
 
 
@@ -207,6 +207,9 @@ def build_parser() -> Parser:
     sub.add_argument("--model", help="the embedded model (default), a hub id, or a folder; without it, four known ones")
     sub.add_argument("--context", type=positive, default=8000, help="tokens of an episode, prompt included")
     as_in_train(sub, "rank", "max_tokens")
+    sub.add_argument(
+        "--scored", type=fraction, help="share of actions among a micro-batch's tokens (default: as in retail)"
+    )
 
     sub = command("warmup", commands.warmup, "Teach a warm-up; by default, rebuild that of the model `default`.")
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
@@ -267,6 +270,16 @@ def positive(text: str) -> int:
     value = whole(text)
     if not 1 <= value <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not from 1 to a million")
+    return value
+
+
+def fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0, at most 1")
     return value
 
 

@@ -285,10 +285,10 @@ def study(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    from hero_mini.memory import KNOWN, fits, needs
+    from hero_mini.memory import KNOWN, SCORED, fits, needs
 
-    models, settings = list(KNOWN) if options.model is None else [options.model], vars(options)
-    settings = {name: settings[name] for name in ("rank", "max_tokens")}
+    models = list(KNOWN) if options.model is None else [options.model]
+    settings = {"rank": options.rank, "max_tokens": options.max_tokens, "scored": options.scored or SCORED}
     print(needs(models, **settings).round(2).to_string(index=False))
     print(f"\nA training step, and how many rollouts of {options.context} tokens fit at once (plan with half of them):")
     table = fits(models, context=options.context, **settings)

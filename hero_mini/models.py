@@ -203,6 +203,8 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     if report["missing_keys"]:  # transformers would go on with random numbers there
         some = ", ".join(sorted(report["missing_keys"])[:2])
         raise HeroError(f"The weights of {place} are incomplete ({some}, … missing): copy or download the model again.")
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise HeroError(f"The weights of {place} are not all finite: copy or download the model again.")
     known = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         raise HeroError(

@@ -24,6 +24,7 @@ from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
 from hero_mini.runtime import (
+    UNFIT,
     HeroError,
     atomic_save,
     atomic_write,
@@ -97,7 +98,7 @@ class Run:
                 self.optimizer.load_state(saved["optimizer"])
                 if self.ema:
                     self.ema.load_state(saved["ema"])
-            except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as problem:
+            except UNFIT as problem:
                 raise HeroError(
                     f"{file} is no checkpoint of this run ({first_line(problem)}); delete it with its folder, and "
                     "start again"

@@ -268,6 +268,10 @@ def atomic_save(path: str | Path, state: object) -> Path:
     return atomic_write(path, buffer.getvalue())
 
 
+# What is raised where something else than expected is in a file that `load_saved` could read
+UNFIT = (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError)
+
+
 def load_saved(path: str | Path, remedy: str = "delete it with its folder, and start again") -> dict:
     """What `atomic_save` wrote. raises HeroError: the file is damaged"""
     import torch

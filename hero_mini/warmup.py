@@ -30,10 +30,12 @@ from hero_mini.models import WARMUP_FILE, Policy
 from hero_mini.reflect import Diagnosis, ask_about, oracle
 from hero_mini.rollout import Rollout, collect, play
 from hero_mini.runtime import (
+    UNFIT,
     HeroError,
     atomic_save,
     check_adapter_folder,
     check_out,
+    first_line,
     load_saved,
     read_json,
     rng,
@@ -247,12 +249,14 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     first, steps = 0, config.episodes // config.batch
     if checkpoint.exists():
         saved = load_saved(checkpoint, remedy)
-        if not isinstance(saved, dict) or not {"config", "step", "optimizer"} <= saved.keys():
-            raise HeroError(f"{checkpoint} is no checkpoint of a warm-up; {remedy}")
-        if saved["config"] != asdict(config):
-            raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; {remedy}")
-        first = saved["step"]
-        optimizer.load_state(saved["optimizer"])
+        try:
+            if saved["config"] != asdict(config):
+                raise HeroError(f"{checkpoint} belongs to a warm-up with other settings; {remedy}")
+            first = int(saved["step"])
+            optimizer.load_state(saved["optimizer"])
+        except UNFIT as problem:
+            why = first_line(problem)
+            raise HeroError(f"{checkpoint} is no checkpoint of this warm-up ({why}); {remedy}") from problem
     bar = tqdm(range(first, steps), desc="warm-up", initial=first, total=steps, disable=not progress)
     own: dict[int, Episode] = {}
     for step in bar:

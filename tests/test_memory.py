@@ -193,4 +193,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert all(name in shown for name in KNOWN)
     assert main(["memory", "--model", "default", "--max-tokens", "512"]) == 0
-    assert "Qwen" not in capsys.readouterr().out
+    few = capsys.readouterr().out
+    assert "Qwen" not in few
+    assert main(["memory", "--model", "default", "--max-tokens", "512", "--scored", "0.9"]) == 0
+    assert capsys.readouterr().out != few, "more logits"
+    with pytest.raises(SystemExit):
+        main(["memory", "--scored", "90"])
+    assert "'90' is no share above 0, at most 1" in capsys.readouterr().err

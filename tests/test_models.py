@@ -237,6 +237,14 @@ def test_incomplete_weights_are_not_filled_at_random(folder: Path) -> None:
         load_policy(folder)
 
 
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HeroError, match="not all finite: copy or download"):
+        load_policy(folder)
+
+
 def test_unknown_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to the hub.\nmore text")

@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -390,8 +390,13 @@ def test_a_warm_up_takes_the_place_of_nothing_else(tiny: Policy, tmp_path: Path)
     (tmp_path / "trained/adapter_config.json").write_text("{}")
     with pytest.raises(HeroError, match="adapter that is not of a warm-up with these settings"):
         warm_up(tiny, tmp_path / "trained", TINY)
-    torch.save([1], tmp_path / "v1.2.checkpoint")
-    with pytest.raises(HeroError, match=r"v1.2.checkpoint is no checkpoint of a warm-up; delete it"):
+    foreign = {"config": asdict(TINY), "step": 20, "optimizer": {"masters": {}, "adam": {}}}
+    for saved in ([1], {"config": asdict(TINY)}, foreign):
+        torch.save(saved, tmp_path / "v1.2.checkpoint")
+        with pytest.raises(HeroError, match=r"v1.2.checkpoint is no checkpoint of this warm-up \(.*\); delete it"):
+            warm_up(tiny, tmp_path / "v1.2", TINY, progress=False)
+    torch.save(foreign | {"config": asdict(replace(TINY, rank=3))}, tmp_path / "v1.2.checkpoint")
+    with pytest.raises(HeroError, match=r"v1.2.checkpoint belongs to a warm-up with other settings; delete it"):
         warm_up(tiny, tmp_path / "v1.2", TINY, progress=False)
 
 
