@@ -7,7 +7,6 @@ of the student. Scripted episodes stand in where the number of turns must not de
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from hero_mini.lora import AdapterOptimizer, add_student, student_weights
 from hero_mini.models import Policy, load_policy
 from hero_mini.reflect import oracle
 from hero_mini.rollout import Rollout, collect, segments
+from hero_mini.runtime import rng
 from hero_mini.tables import write_table
 from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.tree import Tree, logprobs
@@ -138,7 +138,7 @@ def interleaved(
 
 def scripted_rollouts(policy: Policy, tasks: int) -> list[Rollout]:
     """Episodes of the agent with bad habits, as the warm-up sees them."""
-    draw, config = random.Random(0), WarmupConfig()
+    draw, config = rng(0, "bench"), WarmupConfig()
     every = envs.make("retail").tasks("warmup", tasks)
     return [scripted_episode(policy, task, draw, config).rollout for task in every]
 

@@ -13,7 +13,7 @@ from hero_mini.config import TrainConfig
 from hero_mini.envs.base import Env
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import HeroError, check_whole, rng
+from hero_mini.runtime import HeroError, check_whole, resampler, rng
 from hero_mini.track import guesses
 
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
@@ -66,17 +66,16 @@ def ended_early(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> p
     return ((rows["success"] == 0) & (rows["turns"] < max_turns)).astype(float)
 
 
-def interval(values: np.ndarray, *, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+def interval(values: np.ndarray, *, n: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
     """Mean of (seeds, tasks) values with its bootstrap interval; seeds and tasks are resampled together.
 
     A difference of two agents on the same seeds and tasks makes the interval a paired one (Miller 2024).
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, T)
-    draw = np.random.default_rng([seed, 17])
+    draw = resampler(seed, "bootstrap", "seeds and tasks")
     s, t = values.shape
-    means = np.empty(n)
-    for i in range(n):
-        means[i] = values[np.ix_(draw.integers(s, size=s), draw.integers(t, size=t))].mean()
+    over_seeds = draw.multinomial(s, np.full(s, 1 / s), size=n) @ values / s  # (n, T): a seed may come up twice
+    means = np.take_along_axis(over_seeds, draw.integers(t, size=(n, t)), axis=1).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
 

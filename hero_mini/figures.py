@@ -109,7 +109,7 @@ def _whiskers(ax: Axes, table: pd.DataFrame, value: str, labels: Sequence[str]) 
         middle, y = getattr(row, value), len(table) - 1 - i
         low, high = getattr(row, "low", middle), getattr(row, "high", middle)
         color, marker = style_of(labels[i], i)
-        ax.plot([low, high], [y, y], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        ax.plot([low, high], [y, y], color=BLACK, linewidth=1.4, solid_capstyle="butt")
         ax.plot(middle, y, marker=marker, markersize=9, color=color)
     ax.set_yticks(range(len(table) - 1, -1, -1), labels)
     ax.set_ylim(-0.6, len(table) - 0.4)
@@ -125,7 +125,7 @@ def edge_figure(table: pd.DataFrame) -> Figure:
     ax.text(0.5, -0.55, " chance", va="bottom", fontsize=9)
     ax.set_xlim(0, 1.02)
     ax.set_xlabel(
-        "AUC: how often a good action has the larger teacher edge\n(n turns; bars: 95 % interval over rollouts)"
+        "AUC: how often a good action has the larger teacher edge\n(n turns; whiskers: 95 % interval over rollouts)"
     )
     return fig
 

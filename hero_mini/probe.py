@@ -12,7 +12,7 @@ from hero_mini import grading, reflect
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import rng
+from hero_mini.runtime import resampler, rng
 from hero_mini.teacher import TeacherScores, score_rollouts
 
 PROBES = {  # name -> context, whose diagnoses
@@ -117,7 +117,7 @@ def auc_interval(
     rows: pd.DataFrame, *, n: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
     """AUC with its bootstrap interval; whole rollouts are resampled, since turns of one rollout belong together."""
-    draw = np.random.default_rng([seed, 23])
+    draw = resampler(seed, "bootstrap", "edge")
     groups = [(g["good"].to_numpy(), g["edge"].to_numpy()) for _, g in rows.groupby("rollout")]
     values = []
     for _ in range(n):

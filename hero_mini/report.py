@@ -108,6 +108,16 @@ def worlds_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def worlds_differences(rows: pd.DataFrame) -> str:
+    """Every trained agent against the base agent of the world that it is tested in, in words."""
+    lines = []
+    for env, there in rows.groupby("env"):
+        named = pd.concat(mine.assign(agent=agent) for (_, agent), mine in _by_agent(there))
+        pairs = [(agent, "base") for agent in named["agent"].unique() if agent != "base"]
+        lines += [f"- in {env}, {line}" for line in compare.sentences(compare.effects(named, pairs))]
+    return "\n".join(lines)
+
+
 def against_others(rows: pd.DataFrame) -> str:
     """HERO against every other agent of the main comparison, in words."""
     pairs = [("hero", agent) for agent in results.headline(rows)["agent"].unique() if agent != "hero"]
@@ -212,7 +222,7 @@ def blocks() -> dict[str, str]:
         if len(changes := changes_table(every)):
             made["changes"] = changes
     for source, makers in {
-        "worlds.csv": {"worlds": worlds_table},
+        "worlds.csv": {"worlds": worlds_table, "worlds differences": worlds_differences},
         "grid_retail.csv": {"rates": agents_table, "own rates": against_others},
         "no_demos.csv": {"no_demos": agents_table},
         "no_hints.csv": {"no_hints": agents_table},

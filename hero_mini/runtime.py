@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Generator
 
 
@@ -136,6 +137,13 @@ def rng(seed: int, *name: str | int) -> random.Random:
     True
     """
     return random.Random(_derive(seed, name))
+
+
+def resampler(seed: int, *name: str | int) -> np.random.Generator:
+    """The same for a bootstrap's draws, many at a time."""
+    import numpy as np
+
+    return np.random.default_rng(_derive(seed, name))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ CONFIG = {
     "nb_ipywidgets_js": {},
     "nb_merge_streams": True,
     "nb_render_markdown_format": "myst",
-    "nb_code_prompt_show": "Show the solution",
-    "nb_code_prompt_hide": "Hide the solution",
+    "nb_code_prompt_show": "Show the code",
+    "nb_code_prompt_hide": "Hide the code",
     "myst_enable_extensions": ["dollarmath"],
     "myst_dmath_allow_digits": False,  # "$5 and $6" are prices
     "myst_heading_anchors": 3,
@@ -147,7 +147,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def read_notebook(app: Sphinx, name: str, text: list[str]) -> None:
-    """Solutions are folded, and a picture takes its alt text along, which myst-nb leaves behind."""
+    """Solutions are folded, as what is tagged hide-input; a picture takes its alt text along, which myst-nb leaves."""
     if not app.env.doc2path(name).suffix == ".ipynb":
         return
     page = json.loads(text[0])
@@ -156,6 +156,9 @@ def read_notebook(app: Sphinx, name: str, text: list[str]) -> None:
         tags = cell["metadata"].get("tags", [])
         if "solution" in tags:
             tags.append("hide-cell")
+            cell["metadata"]["mystnb"] = {
+                f"code_prompt_{do}": f"{do.capitalize()} the solution" for do in ("show", "hide")
+            }
         for output in cell.get("outputs", []):
             if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
                 png = "".join("".join(output["data"]["image/png"]).split())

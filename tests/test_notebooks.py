@@ -36,6 +36,8 @@ def test_a_notebook_is_well_formed(path):
     assert sum("parameters" in tags(c) for c in code) == 1
     assert any("raises-exception" in tags(c) for c in code), "one cell fails on purpose"
     assert sum("solution" in tags(c) for c in code) >= 3, "three exercises with solutions"
+    folded = [c.id for c in code if c.metadata.get("jupyter", {}).get("source_hidden")]
+    assert folded == [c.id for c in code if {"hide-input", "solution"} & {*tags(c)}], "in JupyterLab as on the site"
     assert page.cells[0].source.startswith("# ") and "?" in page.cells[0].source.split("\n")[0], (
         "the title is a question"
     )

@@ -152,6 +152,8 @@ def test_every_world_and_agent_has_a_row():
         ["webshop", "base", 3],
         ["webshop", "hero, trained on webshop", 1],
     ]
+    (line,) = report.worlds_differences(rows).splitlines()  # nothing was trained in retail
+    assert line.startswith("- in webshop, hero, trained on webshop − base: success +") and line.endswith("(one seed)")
     bars = report.success_table((" in ".join(name), of_agent) for name, of_agent in rows.groupby(["arm", "env"]))
     assert bars["agent"].tolist() == ["base in retail, 3 seeds", "base in webshop, 3 seeds", "hero in webshop, 1 seed"]
     assert set(bars["n"]) == {40}

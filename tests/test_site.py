@@ -42,6 +42,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                     )
                 ],
             ),
+            nbformat.v4.new_code_cell("nb.say('told')", metadata={"tags": ["hide-input"]}),
             nbformat.v4.new_code_cell("answer", metadata={"tags": ["solution"]}),
             nbformat.v4.new_markdown_cell("# Second\n\n[home](../README.md#the-end)"),
         ],
@@ -74,8 +75,9 @@ def test_what_a_notebook_means_reaches_the_page(repository):
     assert len(page.find_all("math")) == 1 and "a price of $5 and one of $6" in html
     assert [h.name for h in page.article.find_all(["h1", "h2"])] == ["h1", "h2"]
     assert page.article.find("a", string="home")["href"] == "../index.html#the-end"
-    fold = page.article.details
+    told, fold = page.article.find_all("details")
     assert not fold.has_attr("open") and "answer" in fold.text and "Show the solution" in fold.summary.text
+    assert not told.has_attr("open") and "nb.say" in told.text and "Show the code" in told.summary.text
     assert "NBVAL" not in html
 
 
@@ -132,7 +134,8 @@ def test_every_solution_is_folded(pages):
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         solutions = [c for c in cells if "solution" in c.metadata.get("tags", [])]
-        assert len(pages[f"notebooks/{path.stem}.html"].article.find_all("details")) == len(solutions)
+        folds = pages[f"notebooks/{path.stem}.html"].article.find_all("summary")
+        assert sum("solution" in fold.text for fold in folds) == len(solutions)
 
 
 @needs_site
