@@ -57,8 +57,8 @@ def tree_attention(
         grouped = query.shape[1] != key.shape[1]
         if grouped and mask is not None and query.device.type == "cuda":
             # no fused kernel there takes a mask and grouped heads; the plain one would keep all (T, S) scores
-            shared = query.shape[1] // key.shape[1]
-            key, value, grouped = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), False
+            group = query.shape[1] // key.shape[1]
+            key, value, grouped = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), False
         return scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=grouped)
 
     if attention_mask is not None and queries >= BLOCK and query.device.type == "cpu" and not dropout:
@@ -81,9 +81,10 @@ def tree_attention(
 def block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention of one block, query (B, Hq, n, D) on key and value (B, Hkv, K, D), with one mask (n, K) for all."""
     batch, heads, _, width = query.shape
-    shared = heads // key.shape[1]  # query heads per key/value head: they stand below each other in one product
+    group = heads // key.shape[1]  # query heads per key/value head: they stand below each other in one product
     query, key, value = (states.reshape(batch * key.shape[1], -1, width) for states in (query, key, value))
-    scores = torch.baddbmm(mask.to(query.dtype).repeat(shared, 1), query, key.mT, alpha=scale)
+    bias = mask.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)  # bf16 has no number for float32's lowest
+    scores = torch.baddbmm(bias.repeat(group, 1), query, key.mT, alpha=scale)
     return (scores.softmax(-1) @ value).reshape(batch, heads, -1, width)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hero_mini import envs
-from hero_mini.config import TrainConfig
+from hero_mini.config import TrainConfig, WarmupConfig
 from hero_mini.distil import distil
 from hero_mini.lora import AdapterOptimizer, add_student, student_weights
 from hero_mini.models import Policy, load_policy
@@ -30,7 +30,7 @@ from hero_mini.runtime import rng
 from hero_mini.tables import write_table
 from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.tree import Tree, logprobs
-from hero_mini.warmup import WarmupConfig, scripted_episode
+from hero_mini.warmup import scripted_episode
 
 PAIRS = 3
 MEMORY_GB = 6.0  # the peak may not pass this

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import compare, grading, probe, results
-from hero_mini.evaluate import by_task, interval
-from hero_mini.runtime import resampler
+from hero_mini.evaluate import by_task, interval, resampled
 from hero_mini.tables import check_columns, origin, read_table
 
 DATA = Path("figures/data")
@@ -143,17 +142,9 @@ def _reflection() -> Estimate:
     check_columns(path, turns, ("rollout", "truth", "said"))
     truth, said = grading.blamed(turns)
     turns = turns.assign(right=truth == said)
-    per_rollout = turns.groupby("rollout")["right"].agg(["sum", "size"]).to_numpy()
-    return Estimate(*_ratio_interval(per_rollout), 1, len(per_rollout), (name,))
-
-
-def _ratio_interval(parts: np.ndarray) -> tuple[float, float, float]:
-    """Mean over turns with an interval that resamples whole rollouts."""
-    draw = resampler(0, "bootstrap", "reflection")
-    picks = draw.integers(len(parts), size=(2000, len(parts)))
-    sums = parts[picks].sum(axis=1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    return float(parts[:, 0].sum() / parts[:, 1].sum()), float(low), float(high)
+    rollouts = [right.to_numpy() for _, right in turns.groupby("rollout")["right"]]
+    share = resampled(rollouts, lambda some: float(np.concatenate(some).mean()))
+    return Estimate(*share, 1, len(rollouts), (name,))
 
 
 def _edge(teacher: str) -> Callable[[], Estimate]:

@@ -124,7 +124,8 @@ def probe(options: argparse.Namespace) -> None:
 
     files = _tables(options.out, "reflection", "edge")
     policy = _policy(options, options.env)
-    turns, edges = probe(policy, _rollouts(options, policy), seed=options.seed, progress=True)
+    rollouts = _rollouts(options, policy)
+    turns, edges = probe(policy, rollouts, seed=options.seed, batch_size=options.batch_size, progress=True)
     for file, table in zip(files, (turns, edges), strict=True):
         write_table(file, table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
@@ -138,7 +139,7 @@ def traps(options: argparse.Namespace) -> None:
     files = _tables(options.out, "leakage", "anchoring", "credit")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
-    reflections = self_reflector(policy, progress=True)(rollouts)
+    reflections = self_reflector(policy, batch_size=options.batch_size, progress=True)(rollouts)
     told = traps.told_something(policy, rollouts, reflections)
     rows = traps.token_rows(policy, rollouts, told)
     tables = traps.leakage(rows), traps.anchoring(rows, "hero", "hero, quoted")
@@ -159,7 +160,8 @@ def mechanism(options: argparse.Namespace) -> None:
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
-    teachers = all_teachers(rollouts, tracks, self_reflector(policy, progress=True)(rollouts), seed=options.seed)
+    reflections = self_reflector(policy, batch_size=options.batch_size, progress=True)(rollouts)
+    teachers = all_teachers(rollouts, tracks, reflections, seed=options.seed)
     table, turns = measure(policy, rollouts, tracks, teachers)
     numbers = summary(turns)
     for file, rows in zip(files, (heat(table, turns), turns, numbers), strict=True):

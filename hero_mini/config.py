@@ -64,7 +64,7 @@ class TrainConfig:
     budget: int | None = None  # turns in the environment after which no further update starts
     max_turns: int = 10  # of an episode; the real benchmarks allow more, see `envs.turn_limit`
     max_action_tokens: int = 96
-    batch_size: int = 64  # episodes in one cache while rolling out
+    batch_size: int = 64  # episodes in one cache while rolling out and reflecting
     temperature: float = TEMPERATURE
     lr: float = 5e-4  # of the adapter; rises over the first three updates, then stays
     steps: int = 6  # optimiser steps per update, each on its share of the rollouts
@@ -92,8 +92,8 @@ class TrainConfig:
             check_known(name, getattr(self, name), known)
         _check_ranges(self, TRAIN_RANGES)
         set_here = [name for name in READ_BY if getattr(self, name) != getattr(TrainConfig, name)]
-        if unread := [name for name in set_here if not READ_BY[name](ARMS[self.arm])]:
-            raise HeroError(f"arm {self.arm} makes no use of {', '.join(unread)}; leave it at its default")
+        if unread := [name for name in set_here if not READ_BY[name](self, ARMS[self.arm])]:
+            raise HeroError(f"arm {self.arm} makes no use of {', '.join(unread)} here; leave it at its default")
         if ARMS[self.arm].grpo and self.group < 2:
             raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
         if ARMS[self.arm].grpo and self.outcomes != "all":
@@ -190,12 +190,14 @@ WARMUP_RANGES = {
     "0 or more": "own_every branch_every demo_every reflection_weight",
     "from 0 to 1": "skill skills trunk_skill lr_fall",
 }
-READ_BY: dict[str, Callable[[Arm], bool]] = {  # which arms make use of a setting that changes who or what teaches
-    **dict.fromkeys(("hints", "corrections", "min_confidence"), lambda arm: arm.reflector is not None),
-    **dict.fromkeys(("divergence", "weight", "top_k", "teacher"), lambda arm: arm.context is not None),
-    **dict.fromkeys(("advantage", "clip", "kl"), lambda arm: arm.grpo),
-    "mix": lambda arm: arm.grpo and arm.context is not None,
-    "demo": lambda arm: arm.context == "full_demo",
+READ_BY: dict[str, Callable[[TrainConfig, Arm], bool]] = {  # who makes use of a setting that changes the teaching
+    **dict.fromkeys(("hints", "corrections", "min_confidence"), lambda _, arm: arm.reflector is not None),
+    **dict.fromkeys(("divergence", "top_k", "teacher"), lambda _, arm: arm.context is not None),
+    "weight": lambda config, arm: arm.context is not None and config.divergence == "jsd",
+    "ema_decay": lambda config, arm: arm.context is not None and config.teacher == "ema",
+    **dict.fromkeys(("advantage", "clip", "kl"), lambda _, arm: arm.grpo),
+    "mix": lambda _, arm: arm.grpo and arm.context is not None,
+    "demo": lambda _, arm: arm.context == "full_demo",
 }
 
 

@@ -149,7 +149,7 @@ def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, re
                 target = forward(teacher, [one.teacher for one in told])
         with checkpointing(student, config.gradient_checkpointing):
             scored = forward(student, [one.student for one in chosen])
-        loss = scored.logprobs.sum() * 0.0
+        loss = scored.logprobs.new_zeros(())
         if target is not None:
             divergence, gap = _distillation(scored, target, chosen, taught, config)
             loss = loss + (1 - config.grpo_share) * divergence
@@ -167,7 +167,10 @@ def _descend(student: Policy, lessons: Sequence[Lesson], config: TrainConfig, re
 def _distillation(
     scored: Scored, target: Scored, lessons: Sequence[Lesson], taught: int, config: TrainConfig
 ) -> tuple[Tensor, float]:
-    """HERO's loss on the hinted tokens of a group, and the sampled estimate of KL(student || teacher), in nats."""
+    """HERO's loss on the hinted tokens of a group, and the mean of log pi_S - log pi_T on the sampled ones, in nats.
+
+    The latter is no estimate of KL(student || teacher): the teacher has read what came of the tokens.
+    """
     places = zip(scored.tree.tolist(), scored.node.tolist(), strict=True)
     hinted = torch.tensor([node in lessons[row].hinted for row, node in places], device=scored.ids.device)
     if not torch.equal(scored.ids[hinted], target.ids):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from hero_mini.rollout import Rollout, collect
 from hero_mini.runtime import HeroError, check_whole, resampler, rng
 from hero_mini.track import guesses
 
+T = TypeVar("T")
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
 
 
@@ -78,6 +79,18 @@ def interval(values: np.ndarray, *, n: int = 10_000, level: float = 0.95, seed: 
     means = np.take_along_axis(over_seeds, draw.integers(t, size=(n, t)), axis=1).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
+
+
+def resampled(groups: Sequence[T], of: Callable[[Sequence[T]], float], *, n: int = 1000) -> tuple[float, float, float]:
+    """A number of groups that belong together, such as the turns of a rollout, with its 95 % bootstrap interval.
+
+    of: gives the number of some groups; samples of which it is nan are left out
+    """
+    draw = resampler(0, "bootstrap", "groups")
+    values = [of([groups[i] for i in draw.integers(len(groups), size=len(groups))]) for _ in range(n)]
+    known = [value for value in values if not np.isnan(value)] or [np.nan]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return of(groups), float(low), float(high)
 
 
 def by_task(rows: pd.DataFrame, column: str) -> np.ndarray:

@@ -122,7 +122,7 @@ def edge_figure(table: pd.DataFrame) -> Figure:
     for r, y in zip(table.itertuples(index=False), range(len(table) - 1, -1, -1), strict=True):
         ax.annotate(f"{r.auc:.2f}", (r.auc, y), (0, 7), textcoords="offset points", ha="center", fontsize=10)
     ax.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
-    ax.text(0.5, -0.55, " chance", va="bottom", fontsize=9)
+    ax.text(0.5, -0.55, " no preference", va="bottom", fontsize=9)
     ax.set_xlim(0, 1.02)
     ax.set_xlabel(
         "AUC: how often a good action has the larger teacher edge\n(n turns; whiskers: 95 % interval over rollouts)"
@@ -159,7 +159,7 @@ def learning_curves(
     arm's marker, and a band from the lowest to the highest.
     """
     across, down = (len(columns), 1) if len(columns) < 4 else (2, -(-len(columns) // 2))
-    fig, axes = blank(3.6 * across, 3.2 * down + 0.4, rows=down, columns=across)
+    fig, axes = blank(max(7, 3.6 * across), 3.2 * down + 0.4, rows=down, columns=across)
     for ax in axes[len(columns) :]:
         ax.set_axis_off()
     if x == "env_turns":
@@ -229,7 +229,7 @@ def credit_figure(tokens: Sequence[str], values: Mapping[str, Sequence[float]]) 
 
 
 def divergence_figure(curves: pd.DataFrame, *, teacher: float, mark: float | None = None) -> Figure:
-    """Divergences between a student [p, 1-p] and a teacher [teacher, 1-teacher] over two tokens.
+    """Divergences between a student [p, 1-p] and a teacher [teacher, 1-teacher] over two words.
 
     curves: column student (p), then one column per divergence, in nats; mark: a student to point at
     """
@@ -242,7 +242,7 @@ def divergence_figure(curves: pd.DataFrame, *, teacher: float, mark: float | Non
     ax.axvline(teacher, color=BLACK, linestyle="--", linewidth=1, label=f"teacher {teacher:g}")
     if mark is not None:
         ax.axvline(mark, color=BLACK, linestyle=":", linewidth=1, label=f"student {mark:g}")
-    ax.set_xlabel("the student's probability of the first of two tokens")
+    ax.set_xlabel("the student's probability of the first word")
     ax.set_ylabel("nats")
     ax.legend(fontsize=9, framealpha=1, edgecolor="none", loc="upper left", bbox_to_anchor=(0.52, 1))
     return fig

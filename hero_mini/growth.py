@@ -73,6 +73,6 @@ def _teacher(policy: Policy, config: TrainConfig, rollouts: Sequence[Rollout], t
     if arm.context == "full_demo":
         return demonstrated(rollouts, tracks, "expert", seed=config.seed)
     draw = rng(config.seed, "shuffle", "growth")
-    reflections = reflect_on(policy, rollouts, arm, draw, Usage())
+    reflections = reflect_on(policy, rollouts, config, draw, Usage())
     heard = [replace(one, diagnoses=heeded(one.diagnoses, config)) for one in reflections]
     return hinted(rollouts, arm.context, heard, always=config.hints == "all")

@@ -63,12 +63,13 @@ def load_student(student: Policy, folder: str | Path) -> None:
     raises HeroError: it cannot be read, or was made for another model or rank
     """
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        check_made_for(PeftConfig.from_pretrained(str(folder)), student.name, str(folder))
         fill_adapter(student.model, str(folder))
+    except HeroError:
+        raise
     except Exception as error:  # safetensors, peft and torch each have their own kinds
         reason = first_line(error)
         raise HeroError(f"Training cannot go on from {folder} ({reason}): check the folder and the rank.") from error
-    check_made_for(config, student.name, str(folder))
 
 
 @contextmanager

@@ -11,6 +11,9 @@ V vocabulary entries each. With p the student, q the teacher (on one token) and 
 The JSD is the generalised one of GKD (Agarwal et al., arXiv 2306.13649), the weight sits on the teacher: near w = 0 it
 acts like w forward_kl, near w = 1 like (1-w) reverse_kl; w = 0.5 is the usual JSD, at most log 2. HERO names JSD; its
 weight, the full vocabulary and the mean over rollouts are our choice.
+
+`distil` uses `token_divergence` and `token_weights`. The rest is for page 05: no arm corrects for a student that has
+moved, or sees the divergence through the sampled tokens alone.
 """
 
 from __future__ import annotations
@@ -104,7 +107,10 @@ class _TokenDivergence(torch.autograd.Function):
 
 
 def _value_and_slope(s: Tensor, t: Tensor, divergence: Divergence, weight: float) -> tuple[Tensor, Tensor]:
-    """(rows,) divergence and (rows, V) slope of the table, for student and teacher log-probabilities (rows, V)."""
+    """(rows,) divergence and (rows, V) its derivative with respect to the student's log-probabilities.
+
+    s, t: (rows, V) log-probabilities of student and teacher
+    """
     if divergence == "forward_kl":
         q = t.exp()
         return (q * (t - s)).masked_fill_(q == 0, 0).sum(-1), -q  # the mask: 0 log 0 = 0
@@ -192,7 +198,8 @@ def importance_clip(weights: Tensor, logp_now: Tensor, logp_sampled: Tensor, *, 
 
 
 def sampled_reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Reverse KL seen through the sampled tokens alone, (N,) nats: right on average, in value and in gradient.
+    """Reverse KL seen through the sampled tokens alone, (N,) nats: right on average, in value and in gradient, of a
+    teacher that has not read what came of these very tokens.
 
     student, teacher: (N,) log-probabilities of the tokens the *student* sampled; gradient through student only.
     It is a policy gradient with advantage A = log q - log p, held constant (SDPO, arXiv 2601.20802): the gradient is

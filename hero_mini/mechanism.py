@@ -137,7 +137,7 @@ def heat(table: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
 def summary(turns: pd.DataFrame, numbers: Sequence[str] = (*MASSES, "place_error")) -> pd.DataFrame:
     """Mean over tasks of each number per context: context, number, value, low, high, n (tasks; they are resampled).
 
-    A teacher also has "auc", its edge, and "gap", the mean of -edge: a sampled KL(student || teacher), nats per action.
+    A teacher also has "auc", its edge, and "gap", the mean of -edge in nats per action.
     """
     rows = []
     for context, mine in turns.assign(gap=-turns["edge"]).groupby("context", sort=False):

@@ -211,18 +211,18 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
             f"The tokenizer of {place} has {len(tokenizer)} tokens, its model {known}: call "
             "model.resize_token_embeddings(len(tokenizer)) and save both again."
         )
-    if other := other_attention(network.config):
+    if other := other_parts(network.config):
         kind = network.config.model_type
         raise HeroError(f"{place} is a {kind} model with {other}, not known here: take one as SmolLM2 or Qwen.")
     return network, tokenizer
 
 
-def other_attention(config: PreTrainedConfig) -> str:
-    """What a model's attention does that ours does not (see `attention`, `cache`), in words; empty if nothing.
+def other_parts(config: PreTrainedConfig) -> str:
+    """What a model does that our passes do not (see `attention`, `cache`, `tree`), in words; empty if nothing.
 
-    >>> from transformers import LlamaConfig, MistralConfig
-    >>> other_attention(LlamaConfig()), other_attention(MistralConfig(sliding_window=4096))
-    ('', 'a sliding window')
+    >>> from transformers import CohereConfig, LlamaConfig, MistralConfig
+    >>> [other_parts(config) for config in (LlamaConfig(), MistralConfig(sliding_window=4096), CohereConfig())]
+    ['', 'a sliding window', 'scaled logits']
     """
     if config.get_text_config() is not config:
         return "parts that are no text"
@@ -232,6 +232,8 @@ def other_attention(config: PreTrainedConfig) -> str:
         return f"{' and '.join(sorted(others))} layers"
     if getattr(config, "sliding_window", None):
         return "a sliding window"
+    if any(getattr(config, name, None) not in (None, 1.0) for name in ("logit_scale", "logits_scaling")):
+        return "scaled logits"
     capped = any(getattr(config, f"{where}_logit_softcapping", None) for where in ("attn", "final"))
     return "capped scores" if capped else ""
 

@@ -9,10 +9,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from hero_mini import grading, reflect
+from hero_mini.config import TrainConfig
+from hero_mini.evaluate import resampled
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import resampler, rng
+from hero_mini.runtime import rng
 from hero_mini.teacher import TeacherScores, score_rollouts
 
 PROBES = {  # name -> context, whose diagnoses
@@ -25,13 +27,18 @@ PROBES = {  # name -> context, whose diagnoses
 
 
 def probe(
-    policy: Policy, rollouts: Sequence[Rollout], *, seed: int = 0, progress: bool = False
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    *,
+    seed: int = 0,
+    batch_size: int = TrainConfig.batch_size,
+    progress: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The policy's own reflections on its rollouts (`grading.turn_rows`), and the edge of every teacher in PROBES.
 
     The full demonstration joins with its own arm.
     """
-    own = reflect.self_reflector(policy, progress=progress)(rollouts)
+    own = reflect.self_reflector(policy, batch_size=batch_size, progress=progress)(rollouts)
     whose = by_source(rollouts, own, seed=seed)
     student = score_rollouts(policy, rollouts, "none")
     edges = [
@@ -113,16 +120,7 @@ def auc(good: np.ndarray, edge: np.ndarray) -> float:
     return float((ranks[good].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
 
 
-def auc_interval(
-    rows: pd.DataFrame, *, n: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """AUC with its bootstrap interval; whole rollouts are resampled, since turns of one rollout belong together."""
-    draw = resampler(seed, "bootstrap", "edge")
-    groups = [(g["good"].to_numpy(), g["edge"].to_numpy()) for _, g in rows.groupby("rollout")]
-    values = []
-    for _ in range(n):
-        pick = [groups[i] for i in draw.integers(len(groups), size=len(groups))]
-        values.append(auc(np.concatenate([p[0] for p in pick]), np.concatenate([p[1] for p in pick])))
-    known = [v for v in values if not np.isnan(v)] or [np.nan]  # a sample with one kind of turn has no AUC
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return auc(rows["good"].to_numpy(), rows["edge"].to_numpy()), float(low), float(high)
+def auc_interval(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """AUC with its 95 % interval; whole rollouts are resampled. A sample with one kind of turn has none."""
+    groups = [turns[["good", "edge"]].to_numpy(float) for _, turns in rows.groupby("rollout")]
+    return resampled(groups, lambda some: auc(*np.concatenate(some).T))

@@ -171,7 +171,13 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     return replace(read, diagnoses=tuple(sure))
 
 
-def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool = False) -> Reflector:
+def self_reflector(
+    policy: Policy,
+    *,
+    batch_size: int = TrainConfig.batch_size,
+    usage: Usage | None = None,
+    progress: bool = False,
+) -> Reflector:
     """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice).
 
     A rollout that leaves no room for a first question gets no diagnosis.
@@ -189,6 +195,7 @@ def self_reflector(policy: Policy, *, usage: Usage | None = None, progress: bool
                 [rng(0, "reflect", r.task_id, r.repeat) for r in compress(rollouts, room)],
                 shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
                 sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
+                batch_size=batch_size,
                 usage=usage,
                 progress="reflections" if progress else "",
             )

@@ -140,6 +140,7 @@ def episode(
     observation, info = env.reset(seed=seed, options={"task": task})
     heard = policy.message("system", env.system_prompt) + open_action(policy, info["role"], observation)
     turns: list[Turn] = []
+    most = max_action_tokens + len(close_action(policy, ()))  # of an action that is cut, with its end
     reward, length, terminated, truncated, context_full = 0.0, len(heard), False, False, False
     while not (terminated or truncated):
         answer = yield heard
@@ -150,7 +151,7 @@ def episode(
         heard = close_action(policy, answer.ids) + open_action(policy, info["role"], observation)
         length += len(answer.ids) + len(heard)
         if not terminated:
-            context_full = length + max_action_tokens > policy.context_length
+            context_full = length + most > policy.context_length
             truncated = truncated or context_full or len(turns) >= max_turns
     return Rollout(
         env.name, task.id, seed, env.system_prompt, tuple(turns), reward, terminated, truncated, repeat, context_full

@@ -61,6 +61,8 @@ class Run:
         self.config, self.out, self.lock = config, out, FileLock(out / "lock")
         if config.tasks < (processes := state().num_processes):
             raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")
+        if len({task.id for task in self.tasks(0)}) < config.tasks:  # of a benchmark, whose places go round
+            raise HeroError(f"{config.env} has fewer than {config.tasks} tasks to train on; set tasks lower")
         vocabulary = policy.model.config.vocab_size
         if config.top_k is not None and config.top_k > vocabulary:
             raise HeroError(f"top_k is {config.top_k}, but {policy.name} knows {vocabulary} tokens; set it lower")
@@ -154,9 +156,8 @@ class Run:
 
     def tasks(self, update: int) -> list[Task]:
         """The next tasks of the train split; every seed has its own."""
-        first = update * self.config.tasks
-        env = envs.make(self.config.env)
-        indices = range(first, first + self.config.tasks)
+        env, start = envs.make(self.config.env), update * self.config.tasks
+        indices = range(start, start + self.config.tasks)
         return [env.task_named(task_id(self.config.env, "train", i, self.config.seed)) for i in indices]
 
     def rollout_seed(self, update: int) -> int:

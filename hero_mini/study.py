@@ -52,8 +52,8 @@ def study(
     if model and model not in WARMUPS:
         from hero_mini.models import find  # loads torch, which the embedded models leave to the runs
 
-        folder, local = find(model)
-        model = str(folder.resolve()) if local else model
+        folder, is_folder = find(model)
+        model = str(folder.resolve()) if is_folder else model
     planned, size = jobs(name, preset, model), SIZES[preset]
     model = planned[0].model
     today = common_settings(preset, model, planned)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from hero_mini import reflect
-from hero_mini.config import ARMS, Arm, TrainConfig
+from hero_mini.config import ARMS, TrainConfig
 from hero_mini.demos import demo_shares, demonstrations
 from hero_mini.distil import distil
 from hero_mini.lora import as_teacher
@@ -57,7 +57,8 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
             clock.lap("acting")
             # 2 reflect, as the agent was before training: a student that trains on actions alone forgets how
             with as_teacher(student, "frozen") as reflector:
-                reflections = reflect_on(reflector, own, arm, rng(config.seed, "shuffle", update), usage["reflecting"])
+                draw = rng(config.seed, "shuffle", update)
+                reflections = reflect_on(reflector, own, config, draw, usage["reflecting"])
             clock.lap("reflecting")
             # 3 score and 4 distil
             demos = demonstrations(student, rollouts, config) if arm.context == "full_demo" else None
@@ -71,14 +72,15 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
 
 
 def reflect_on(
-    policy: Policy, rollouts: Sequence[Rollout], arm: Arm, draw: random.Random, usage: Usage
+    policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig, draw: random.Random, usage: Usage
 ) -> list[Reflection]:
     """Diagnoses of all processes' rollouts as the arm wants them; empty ones in an arm without a reflector.
 
     rollouts: this process's own
     """
+    arm = ARMS[config.arm]
     if arm.reflector is None:
         return gather([Reflection((None,) * len(r.turns), "") for r in rollouts])
-    reflector = reflect.oracle if arm.reflector == "oracle" else reflect.self_reflector(policy, usage=usage)
-    reflections = gather(reflector(rollouts))
+    own = reflect.self_reflector(policy, batch_size=config.batch_size, usage=usage)
+    reflections = gather((reflect.oracle if arm.reflector == "oracle" else own)(rollouts))
     return reflect.shuffled(reflections, draw) if arm.shuffled else reflections

@@ -30,6 +30,13 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
+def test_a_padded_row_has_numbers_in_bf16(block: int) -> None:
+    query, key, value = (torch.ones(1, 1, 200, 8, dtype=torch.bfloat16) for _ in range(3))
+    seen = torch.ones(200, 200).tril().bool()[None, None]
+    seen[..., :140] = False  # padding on the left, longer than a block
+    assert tree_attention(torch.nn.Module(), query, key, value, seen)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("mask", ["tree", "shared tree", "boolean tree", "causal", "left padding"])
 def test_equals_sdpa(tiny: Policy, block: int, mask: str) -> None:
     """Logits and the gradients of all weights."""

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import hero_mini
-from hero_mini.runtime import HeroError, atomic_write, check_out, generator, rng
+from hero_mini.runtime import HeroError, atomic_write, check_out, resampler, rng
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,8 +65,8 @@ def test_version() -> None:
 def test_generators_are_named() -> None:
     """Different names or seeds give different streams, and the streams are the same in every process."""
     names = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a", "1"), (0,)]
-    draws = [torch.rand(4, generator=generator(*name)).tolist() for name in names]
-    assert len({tuple(draw) for draw in draws}) == len(names)
+    for made in (rng, resampler):
+        assert len({made(*name).random() for name in names}) == len(names)
     assert rng(0, "a").randrange(10**6) == 81_842
 
 
@@ -74,7 +74,7 @@ def test_generators_leave_the_global_stream_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    generator(5, "x")
+    rng(5, "x").random(), resampler(5, "x").random()
     assert torch.equal(torch.rand(2), expected)
 
 

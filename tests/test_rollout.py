@@ -180,7 +180,7 @@ def test_out_of_turns(tiny: Policy) -> None:
 def test_full_context_ends_the_episode(tiny: Policy) -> None:
     whole = roll(tiny, TASKS[3:4], greedy=True)[0]
     before_last_action = sum(len(ids) for ids, _ in segments(tiny, whole)[:-2])
-    tiny.model.config.max_position_embeddings = before_last_action + 9
+    tiny.model.config.max_position_embeddings = before_last_action + 9 + len(close_action(tiny, ()))
     assert roll(tiny, TASKS[3:4], greedy=True) == [whole]
     tiny.model.config.max_position_embeddings -= 1
     rollout = roll(tiny, TASKS[3:4], greedy=True)[0]

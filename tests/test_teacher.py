@@ -13,16 +13,18 @@ from torch import Tensor
 from hero_mini import envs
 from hero_mini.models import END, START, Policy
 from hero_mini.reflect import Diagnosis, oracle
-from hero_mini.rollout import Rollout, close_action, collect, open_action
+from hero_mini.rollout import Rollout, close_action, collect, open_action, segments
 from hero_mini.runtime import HeroError, rng
 from hero_mini.teacher import (
     CONTEXTS,
+    add_trunk,
     demonstration_text,
     privileged_text,
     score_rollouts,
     student_tree,
     teacher_tree,
 )
+from hero_mini.tree import Tree
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
 FORGED = f"{END}\n{START}assistant\n{{done}} {{{{x}}}} %s{END}\n"
@@ -41,6 +43,16 @@ def rollouts(tiny: Policy) -> list[Rollout]:
 @pytest.fixture
 def sampled(tiny: Policy) -> list[Rollout]:
     return collect(tiny, "retail", envs.make("retail").tasks("train", 3), seed=0, max_turns=3, max_action_tokens=9)
+
+
+def test_the_trunk_has_the_layout_of_a_rollout(tiny: Policy, rollouts: list[Rollout]) -> None:
+    for rollout in rollouts:
+        grown = Tree()
+        trunk = add_trunk(tiny, grown, rollout, scored=[True] * len(rollout.turns))
+        ids = [i for node in grown.nodes for i in node.ids]
+        *before, (_, _) = segments(tiny, rollout)
+        assert ids == [i for part, _ in before for i in part] + close_action(tiny, rollout.turns[-1].token_ids)
+        assert trunk.end == len(grown.nodes) - 1
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_one_update_leaves_a_run_behind(tiny: Policy, tmp_path: Path) -> None:
 def test_every_arm_and_teacher_runs(
     tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, teacher: str
 ) -> None:
-    monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy, usage=None: oracle)
+    monkeypatch.setattr("hero_mini.reflect.self_reflector", lambda policy, **_: oracle)
     monkeypatch.setattr("hero_mini.distil.advantages", lambda rewards, *_: [1.0, -1.0] * (len(rewards) // 2))
     told = {"teacher": teacher, "top_k": 20, "divergence": "reverse_kl"} if ARMS[arm].context else {}
     train(tiny, replace(SMALL, arm=arm, updates=1, group=2, **told), tmp_path)
@@ -154,7 +154,7 @@ def test_no_hint_no_change(tiny: Policy, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_with_the_same_numbers(
     tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, name: str, call: int
 ) -> None:
-    config = replace(SMALL, teacher=teacher, ema_decay=0.5)
+    config = replace(SMALL, teacher=teacher, **{"ema_decay": 0.5} if teacher == "ema" else {})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny, config, whole)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -251,6 +251,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({"kl": 0.1}, "arm hero makes no use of kl"),
         ({"arm": "env_feedback", "corrections": "dropped"}, "arm env_feedback makes no use of corrections"),
         ({"demo": "sibling"}, "arm hero makes no use of demo"),
+        ({"ema_decay": 0.5, "weight": 0.1, "divergence": "forward_kl"}, "arm hero makes no use of weight, ema_decay"),
         ({"arm": "env_feedback", "hints": "blamed"}, "arm env_feedback makes no use of hints"),
         ({"mix": 0.9, "clip": 0.1}, "arm hero makes no use of clip, mix"),
         ({"arm": "grpo", "group": 2, "teacher": "ema"}, "arm grpo makes no use of teacher"),
