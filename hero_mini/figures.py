@@ -293,7 +293,7 @@ def bench_figure(table: pd.DataFrame) -> Figure:
 
 def pipeline_figure() -> Figure:
     """The method in one picture, numbered like the training loop and the notebooks."""
-    fig, (ax,) = blank(9.5, 3.9)
+    fig, (ax,) = blank(8.2, 3.7)
     ax.set_axis_off()
     ax.set_xlim(0, 10)
     ax.set_ylim(0, 4.1)
@@ -302,27 +302,22 @@ def pipeline_figure() -> Figure:
             0.1,
             BLUE,
             "1  roll out",
-            "the student $\\pi_\\theta$ acts: $a_t$\nin context $c_t$; the\nworld answers $o_{t+1}$",
+            "the student $\\pi_\\theta$\nin context $c_t$ acts:\n$a_t$; the world\nanswers $o_{t+1}$",
         ),
+        (2.65, GREEN, "2  reflect", "the same model\nreads the episode\nand $R$: a diagno-\nsis $d_t$, or none"),
         (
-            2.65,
-            GREEN,
-            "2  reflect",
-            "the same model reads the\nfinished episode and $R$:\na diagnosis $d_t$, or none",
+            5.2,
+            ORANGE,
+            "3  score",
+            "the self-teacher\n$\\pi_T$ scores $a_t$\nagain, given $c_t$,\n$o_{t+1}$, $R$ and $d_t$",
         ),
-        (5.2, ORANGE, "3  score", "self-teacher $\\pi_T$ re-scores\n$a_t$, given $c_t$, $o_{t+1}$,\n$R$ and $d_t$"),
-        (
-            7.75,
-            RED,
-            "4  distil",
-            "JSD($\\pi_\\theta$ ‖ stop-grad $\\pi_T$)\non the tokens of $a_t$,\nwhere $d_t$ is not empty",
-        ),
+        (7.75, RED, "4  distil", "JSD($\\pi_\\theta$ ‖ $\\pi_T$)\non the tokens of\n$a_t$ where $d_t$ is\nnot empty"),
     ]
     for x, color, title, text in steps:
         box = FancyBboxPatch((x, 2.0), 2.1, 1.9, boxstyle="round,pad=0.03", facecolor="white", edgecolor=color, lw=2.5)
         ax.add_patch(box)
         ax.text(x + 0.1, 3.62, title, fontsize=13, weight="bold", va="center")
-        ax.text(x + 0.1, 2.72, text, fontsize=10, va="center", linespacing=1.35)
+        ax.text(x + 0.1, 2.68, text, fontsize=11.5, va="center", linespacing=1.25)
     for x in (2.25, 4.8, 7.35):
         ax.add_patch(
             FancyArrowPatch((x, 2.95), (x + 0.37, 2.95), arrowstyle="-|>", mutation_scale=16, lw=1.8, color=BLACK)
@@ -330,11 +325,11 @@ def pipeline_figure() -> Figure:
     log = FancyBboxPatch((3.9, 0.25), 2.2, 0.8, boxstyle="round,pad=0.03", facecolor="white", edgecolor=PURPLE, lw=2.5)
     ax.add_patch(log)
     ax.text(4.0, 0.82, "5  log", fontsize=13, weight="bold", va="center")
-    ax.text(4.0, 0.46, "one row of metrics", fontsize=9.2, va="center")
+    ax.text(4.0, 0.46, "one row of metrics", fontsize=11, va="center")
     bend = {"arrowstyle": "-|>", "mutation_scale": 16, "lw": 1.8, "color": BLACK}
     ax.add_patch(FancyArrowPatch((8.8, 1.92), (6.2, 0.65), connectionstyle="angle,angleA=-90,angleB=0,rad=8", **bend))
     ax.add_patch(
         FancyArrowPatch((3.8, 0.65), (1.15, 1.92), connectionstyle="angle,angleA=180,angleB=-90,rad=8", **bend)
     )
-    ax.text(2.45, 0.78, "next update", fontsize=9.2, ha="center")
+    ax.text(2.45, 0.78, "next update", fontsize=11, ha="center")
     return fig

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from inspect import Signature
+from typing import TYPE_CHECKING
 
 from hero_mini.envs import webshop_script as script
 from hero_mini.envs.base import BRACKETED, Action, parse_action, signatures
@@ -33,6 +34,9 @@ from hero_mini.envs.webshop_catalogue import (
 )
 from hero_mini.envs.worlds import Generated
 from hero_mini.runtime import HeroError
+
+if TYPE_CHECKING:
+    from bm25s import BM25
 
 SYSTEM_PROMPT = """Web shop agent. Buy the product that has both attributes and the options, at most at the price.
 search[keywords] on the search page, else click[id, option or button]. Features lists all attributes. Buy Now ends."""
@@ -280,7 +284,6 @@ def _engine(texts: Sequence[str]) -> Callable[[str], list[int]]:
     Texts with the same score stay in their order; one that shares no word is not found.
     """
     import bm25s  # here, so that loading the package stays quick
-    import numpy as np
 
     def words(text: str) -> list[str]:
         return re.findall(r"[\w-]+", text.lower())  # "x-large" is one word, and so not "large"
@@ -288,12 +291,13 @@ def _engine(texts: Sequence[str]) -> Callable[[str], list[int]]:
     index = bm25s.BM25()
     index.index([words(text) for text in texts], show_progress=False)
 
-    def search(keywords: str) -> list[int]:
-        known = [word for word in words(keywords) if word in index.vocab_dict]
-        if not known:
-            return []
-        scores = index.get_scores(known)  # (len(texts),)
-        best = np.argsort(-scores, kind="stable")[:MAX_RESULTS]
-        return [int(i) for i in best if scores[i] > 0]
+    return lambda keywords: best(index, words(keywords), MAX_RESULTS)
 
-    return search
+
+def best(index: BM25, words: Sequence[str], k: int) -> list[int]:
+    """The positions of the at most `k` texts that match words best; ties in the order of the texts."""
+    known = [word for word in words if word in index.vocab_dict]
+    if not known:
+        return []
+    scores = index.get_scores(known)  # (texts,)
+    return [int(i) for i in (-scores).argsort(kind="stable")[:k] if scores[i] > 0]

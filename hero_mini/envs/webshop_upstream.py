@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from hero_mini.envs.webshop import best
 from hero_mini.runtime import HeroError, check_known, rng
 
 GET = """to get it, clone https://github.com/princeton-nlp/WebShop (code: MIT, at first for academic use only, so read \
@@ -90,12 +91,7 @@ class Bm25:
 
     def search(self, text: str, k: int = 10) -> list[SimpleNamespace]:
         """The best `k` products that share a word with the text, each with its `docid`; ties in upstream's order."""
-        known = [word for word in _tokens(text) if word in self.index.vocab_dict]
-        if not known:
-            return []
-        scores = self.index.get_scores(known)  # (len(ids),)
-        best = (-scores).argsort(kind="stable")[:k]
-        return [SimpleNamespace(docid=self.ids[i]) for i in best if scores[i] > 0]
+        return [SimpleNamespace(docid=self.ids[i]) for i in best(self.index, _tokens(text), k)]
 
     def doc(self, docid: str) -> SimpleNamespace:
         """A product's document, whose `raw()` is JSON with its `id`."""
