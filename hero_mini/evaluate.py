@@ -81,13 +81,13 @@ def interval(values: np.ndarray, *, n: int = 10_000, level: float = 0.95, seed: 
     return float(values.mean()), float(low), float(high)
 
 
-def resampled(groups: Sequence[T], of: Callable[[Sequence[T]], float], *, n: int = 1000) -> tuple[float, float, float]:
+def resampled(groups: Sequence[T], of: Callable[[Sequence[T]], float]) -> tuple[float, float, float]:
     """A number of groups that belong together, such as the turns of a rollout, with its 95 % bootstrap interval.
 
     of: gives the number of some groups; samples of which it is nan are left out
     """
     draw = resampler(0, "bootstrap", "groups")
-    values = [of([groups[i] for i in draw.integers(len(groups), size=len(groups))]) for _ in range(n)]
+    values = [of([groups[i] for i in draw.integers(len(groups), size=len(groups))]) for _ in range(1000)]
     known = [value for value in values if not np.isnan(value)] or [np.nan]
     low, high = np.quantile(known, [0.025, 0.975])
     return of(groups), float(low), float(high)

@@ -134,8 +134,10 @@ def test_every_solution_is_folded(pages):
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         solutions = [c for c in cells if "solution" in c.metadata.get("tags", [])]
+        told = [c for c in cells if {"hide-input", "hide-output"} & {*c.metadata.get("tags", [])}]
         folds = pages[f"notebooks/{path.stem}.html"].article.find_all("summary")
         assert sum("solution" in fold.text for fold in folds) == len(solutions)
+        assert len(folds) == len(solutions) + len(told)
 
 
 @needs_site
