@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import hero_mini
 from hero_mini.notebooks import overview
 from hero_mini.report import render
 
@@ -78,3 +79,11 @@ def test_the_table_of_pages_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(ROOT)
     text = GUIDES[2].read_text()
     assert render(text, "pages", overview()) == text
+
+
+def test_the_map_of_the_package_has_every_module_once() -> None:
+    """In the first column of the package's docstring; `envs` has a paragraph of its own."""
+    found = re.findall(r"^ {4}([a-z].*?)(?: {2}|$)", hero_mini.__doc__, flags=re.MULTILINE)
+    named = [name for entry in found for name in entry.split(", ") if not name.startswith("envs")]
+    modules = {path.stem for path in Path(hero_mini.__file__).parent.glob("[a-z]*.py")}
+    assert sorted(named) == sorted(modules)
