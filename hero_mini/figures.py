@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patheffects import withStroke
 
 from hero_mini.compare import seeds
 from hero_mini.efficiency import spent
@@ -43,6 +44,7 @@ ARM_STYLE = {  # colour and marker of an arm or a teacher's context, in every fi
     "random": ("#777777", "o"),  # these are no trained agents
     "model": (BLUE, "s"),
     "expert": (GREEN, "^"),
+    "skill": (GREEN, "^"),  # of the scripted agent, whose highest is the expert
     "sibling": (ORANGE, "o"),  # these are kinds of a demonstration
     "other_task": (ORANGE, "s"),
     "masked": (ORANGE, "D"),
@@ -103,6 +105,13 @@ def render(fig: Figure, kind: str = "png", metadata: dict | None = None) -> byte
     return buffer.getvalue()
 
 
+def above(ax: Axes, x: float, y: float, text: str) -> None:
+    """A number over its marker, readable on lines, too."""
+    halo = [withStroke(linewidth=3, foreground="white")]
+    place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+    ax.annotate(text, (x, y), fontsize=9, path_effects=halo, **place)
+
+
 def _whiskers(ax: Axes, table: pd.DataFrame, value: str, labels: Sequence[str]) -> None:
     """One point with its interval per row of the table, the first row on top."""
     for i, row in enumerate(table.itertuples(index=False)):
@@ -120,7 +129,7 @@ def edge_figure(table: pd.DataFrame) -> Figure:
     fig, (ax,) = blank(7, 1.2 + 0.45 * len(table))
     _whiskers(ax, table, "auc", [f"{r.context}  (n = {r.n})" for r in table.itertuples(index=False)])
     for r, y in zip(table.itertuples(index=False), range(len(table) - 1, -1, -1), strict=True):
-        ax.annotate(f"{r.auc:.2f}", (r.auc, y), (0, 7), textcoords="offset points", ha="center", fontsize=10)
+        above(ax, r.auc, y, f"{r.auc:.2f}")
     ax.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
     ax.text(0.5, -0.55, " no preference", va="bottom", fontsize=9)
     ax.set_xlim(0, 1.02)
@@ -285,7 +294,7 @@ def bench_figure(table: pd.DataFrame) -> Figure:
     if len(rest):
         _whiskers(right, rest, "ratio", [str(n).replace("_", " ") for n in rest["name"]])
         for r, y in zip(rest.itertuples(index=False), range(len(rest) - 1, -1, -1), strict=True):
-            right.annotate(f"{r.ratio:.2f}", (r.ratio, y), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+            above(right, r.ratio, y, f"{r.ratio:.2f}")
     right.set_xlim(left=0)
     right.set_title("other ratios (band: lowest to highest pair)", loc="left", fontsize=10)
     return fig

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hero_mini.figures import BLACK, COLORS, MARKERS, blank, style_of
+from hero_mini.figures import BLACK, COLORS, MARKERS, above, blank, style_of
 
 
 def effects_figure(table: pd.DataFrame, shown: Mapping[str, str], *, items: str = "tasks") -> Figure:
@@ -48,7 +48,7 @@ def _difference(ax: Axes, y: float, row: pd.Series, color: str, marker: str) -> 
     ax.plot([row.low, row.high], [y, y], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
     ax.plot(row.seeds, [y] * len(row.seeds), linestyle="", marker="|", color=BLACK, markersize=8)
     ax.plot(row.value, y, marker=marker, color=color, markersize=9)
-    ax.annotate(f"{row.value:+.2f}", (row.value, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    above(ax, row.value, y, f"{row.value:+.2f}")
     if not np.isnan(row.get("paper", np.nan)):
         ax.plot(row.paper, y, marker="D", color=BLACK, markerfacecolor="none", markersize=10)
 
@@ -122,7 +122,8 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
         axes[1].text(0.9, 0.04, "dotted: all tasks equally hard", fontsize=9)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, 1.02)
-    axes[0].set_title("success on held-out tasks (95 % interval; open: one seed)", loc="left", fontsize=11)
+    one = "; open: one seed" * (levels["n_seeds"] == 1).any()
+    axes[0].set_title(f"success on held-out tasks (95 % interval{one})", loc="left", fontsize=11)
     axes[1].set_title("share of groups without contrast", loc="left", fontsize=11)
     return fig
 
