@@ -122,7 +122,7 @@ def groups_figure(levels: pd.DataFrame, contrast: pd.DataFrame, base: tuple[floa
         axes[1].text(0.9, 0.04, "dotted: all tasks equally hard", fontsize=9)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, 1.02)
-    one = "; open: one seed" * (levels["n_seeds"] == 1).any()
+    one = "; open: one seed" if (levels["n_seeds"] == 1).any() else ""
     axes[0].set_title(f"success on held-out tasks (95 % interval{one})", loc="left", fontsize=11)
     axes[1].set_title("share of groups without contrast", loc="left", fontsize=11)
     return fig
