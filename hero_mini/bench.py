@@ -95,7 +95,7 @@ def training_utilisation(policy: Policy, tasks: int) -> Row:
     rollouts = scripted_rollouts(policy, tasks)
     diagnoses = [reflection.diagnoses for reflection in oracle(rollouts)]
     student = add_student(policy, rank=config.rank, seed=0)
-    optimizer = AdapterOptimizer(student, lr=config.lr)
+    optimizer = AdapterOptimizer(student)
     needed = sum(update_operations(student, rollouts, diagnoses))
 
     square, repeats = torch.randn(GEMM, GEMM, device=policy.device, dtype=policy.dtype), 32

@@ -87,6 +87,9 @@ def build_parser() -> Parser:
                 "--adapter", default="default", help="a trained adapter, for example runs/hero/adapter; or none"
             )
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+        sub.add_argument(
+            "--dtype", default="auto", help="auto (bfloat16 where it is faster), bfloat16, float32, float16"
+        )
 
     def work_options(sub: Parser, *, split: str) -> None:
         sub.add_argument("--env", default="retail", choices=ENVS)
@@ -109,6 +112,7 @@ def build_parser() -> Parser:
     sub.add_argument("--reflector", default="self", choices=["self", "oracle", "endpoint"])
     sub.add_argument("--url", help="of an OpenAI-compatible endpoint, for --reflector endpoint (key: OPENAI_API_KEY)")
     sub.add_argument("--endpoint-model", default="gpt-4o", help="the model to ask for there")
+    as_in_train(sub, "max_action_tokens", "batch_size")
     sub.add_argument("--out", type=Path, default=Path("runs/reflections.csv"))
 
     sub = command(

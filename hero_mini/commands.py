@@ -24,7 +24,7 @@ def _policy(options: argparse.Namespace, env: str):
 
     model = model_for(options.model, env)
     adapter = None if options.adapter.lower() == "none" else options.adapter
-    policy = load_policy(model, adapter=adapter, device=options.device)
+    policy = load_policy(model, adapter=adapter, device=options.device, dtype=options.dtype)
     asked = WARMUPS.get(options.model) if options.model != "default" and adapter not in (None, "default") else None
     if asked and asked not in policy.name.split("+"):
         raise HeroError(
@@ -49,8 +49,13 @@ def _limits(options: argparse.Namespace) -> dict:
         raise HeroError("--endpoint-model says what a model is called at a server; name that with --url")
     model = options.endpoint_model or options.model
     server = Server(options.url, model, api_key=_api_key()) if options.url else None
-    limits = {name: getattr(options, name) for name in ("max_action_tokens", "batch_size")}
-    return {"progress": True, "server": server, "max_turns": options.max_turns or turn_limit(options.env), **limits}
+    turns = options.max_turns or turn_limit(options.env)
+    return {"progress": True, "server": server, "max_turns": turns, **_reading(options)}
+
+
+def _reading(options: argparse.Namespace) -> dict:
+    """What the command line says about every reflection."""
+    return {name: getattr(options, name) for name in ("max_action_tokens", "batch_size")}
 
 
 def _api_key() -> str:
@@ -85,9 +90,9 @@ def rollout(options: argparse.Namespace) -> None:
 def reflect(options: argparse.Namespace) -> None:
     from hero_mini import grading, reflect
     from hero_mini.rollout import load_rollouts, spells
-    from hero_mini.runtime import atomic_write
+    from hero_mini.tables import check_table, write_table
 
-    check_out(options.out)
+    check_table(options.out)
     if options.url and options.reflector != "endpoint":
         raise HeroError(
             f"--url is asked by --reflector endpoint alone, not by {options.reflector}; leave one of them out"
@@ -103,7 +108,7 @@ def reflect(options: argparse.Namespace) -> None:
         policy = _policy(options, rollouts[0].env)
         if any(not spells(policy, turn) for rollout in rollouts for turn in rollout.turns):
             raise HeroError(f"the tokens in {options.rollouts} are of another model than {policy.name}; set --model")
-        reflector = reflect.self_reflector(policy, progress=True)
+        reflector = reflect.self_reflector(policy, progress=True, **_reading(options))
     elif options.reflector == "oracle":
         reflector = reflect.oracle
     elif not options.url:
@@ -112,7 +117,7 @@ def reflect(options: argparse.Namespace) -> None:
         reflector = reflect.endpoint_reflector(options.url, options.endpoint_model, api_key=_api_key())
     reflections = reflector(rollouts)
     turns = grading.turn_rows(rollouts, reflections)
-    atomic_write(options.out, turns.to_csv(index=False))
+    write_table(options.out, turns, command=options.line)
     print(grading.quality(turns).round(3).to_string(index=False))
     print(", ".join(f"{name} {value:.3f}" for name, value in grading.blame(turns).items()))
     print(f"{sum(len(r.malformed) for r in reflections)} malformed lines; a row per turn in {options.out}")
@@ -125,7 +130,7 @@ def probe(options: argparse.Namespace) -> None:
     files = _tables(options.out, "reflection", "edge")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
-    turns, edges = probe(policy, rollouts, seed=options.seed, batch_size=options.batch_size, progress=True)
+    turns, edges = probe(policy, rollouts, seed=options.seed, progress=True, **_reading(options))
     for file, table in zip(files, (turns, edges), strict=True):
         write_table(file, table, command=options.line)
     print(summary(edges).round(3).to_string(index=False))
@@ -139,7 +144,7 @@ def traps(options: argparse.Namespace) -> None:
     files = _tables(options.out, "leakage", "anchoring", "credit")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
-    reflections = self_reflector(policy, batch_size=options.batch_size, progress=True)(rollouts)
+    reflections = self_reflector(policy, progress=True, **_reading(options))(rollouts)
     told = traps.told_something(policy, rollouts, reflections)
     rows = traps.token_rows(policy, rollouts, told)
     tables = traps.leakage(rows), traps.anchoring(rows, "hero", "hero, quoted")
@@ -160,7 +165,7 @@ def mechanism(options: argparse.Namespace) -> None:
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
-    reflections = self_reflector(policy, batch_size=options.batch_size, progress=True)(rollouts)
+    reflections = self_reflector(policy, progress=True, **_reading(options))(rollouts)
     teachers = all_teachers(rollouts, tracks, reflections, seed=options.seed)
     table, turns = measure(policy, rollouts, tracks, teachers)
     numbers = summary(turns)
@@ -190,7 +195,7 @@ def growth(options: argparse.Namespace) -> None:
     tasks = envs.make(config.env).tasks(options.split, options.n or max(2, SIZES[options.preset].eval_tasks // 8))
     limits = {name: getattr(config, name) for name in ("max_turns", "max_action_tokens", "batch_size", "temperature")}
     rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **limits)
-    students = (load_policy(model, adapter=agent, device=options.device) for agent in agents)
+    students = (load_policy(model, adapter=one, device=options.device, dtype=options.dtype) for one in agents)
     table = growth(policy, config, rollouts, students)
     write_table(out, table.round(4), command=options.line)
     shown = table[(table["path"] == "all") & table["number"].isin(["due", "ahead", "ending", "unseen"])]

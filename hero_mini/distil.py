@@ -177,7 +177,7 @@ def _distillation(
         raise AssertionError("student and teacher must score the same token ids")
     if not scored.logprobs.isfinite().all():
         raise HeroError(
-            "the student's probabilities are no numbers any more: set a lower lr, in a new folder, or use float32"
+            "the student's probabilities are no numbers any more: set a lower lr, in a new folder, or dtype to float32"
         )
     divergence = token_divergence(
         scored.logits[hinted].log_softmax(-1),

@@ -26,8 +26,8 @@ from hero_mini.efficiency import spent
 from hero_mini.envs.base import VERDICTS
 from hero_mini.runtime import atomic_write
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = "osD^vPX"
@@ -40,6 +40,7 @@ ARM_STYLE = {  # colour and marker of an arm or a teacher's context, in every fi
     "env_feedback": (GREEN, "v"),
     "full_demo": (ORANGE, "X"),
     "grpo": ("#777777", "*"),
+    "hero_grpo": (BLUE, "*"),
     "student": (BLACK, "o"),
     "random": ("#777777", "o"),  # these are no trained agents
     "model": (BLUE, "s"),

@@ -167,7 +167,9 @@ def draw_tokens(
     """
     logprobs = logits.log_softmax(dim=-1)
     if logprobs.isnan().any():
-        raise HeroError("the model's probabilities are no numbers any more: train again with a lower lr, or in float32")
+        raise HeroError(
+            "the model's probabilities are no numbers any more: train again with a lower lr, or dtype float32"
+        )
     allowed = logprobs.index_fill(1, banned, -torch.inf)
     if sampling.greedy:
         tokens = allowed.argmax(dim=-1)

@@ -26,6 +26,7 @@ from hero_mini.runtime import HeroError, check_known, first_line
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"
+MAX_GRAD_NORM = 1.0  # a longer gradient is shortened to it
 
 
 def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> Policy:
@@ -112,15 +113,14 @@ def checkpointing(policy: Policy, wanted: bool) -> Iterator[None]:
 class AdapterOptimizer:
     """AdamW on float32 copies of the adapter: a bf16 weight would swallow steps below its last digit."""
 
-    def __init__(self, policy: Policy, *, lr: float, max_grad_norm: float = 1.0):
+    def __init__(self, policy: Policy):
         self.weights = student_weights(policy.model)
         for p in self.weights.values():
             p.requires_grad_(True)
         self.masters = {name: p.detach().float().clone() for name, p in self.weights.items()}
-        self.adam = torch.optim.AdamW(self.masters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.max_grad_norm = max_grad_norm
+        self.adam = torch.optim.AdamW(self.masters.values(), betas=(0.9, 0.99), weight_decay=0.0)
 
-    def step(self, lr: float | None = None) -> float:
+    def step(self, lr: float) -> float:
         """Apply the gradients that all processes have gathered, and clear them. Returns their norm before clipping.
 
         raises HeroError: it is not finite; the weights stay as they were
@@ -129,11 +129,11 @@ class AdapterOptimizer:
             self.masters[name].grad = torch.zeros_like(self.masters[name]) if p.grad is None else p.grad.float()
             p.grad = None
         add_up([master.grad for master in self.masters.values()])
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), MAX_GRAD_NORM)
         if not torch.isfinite(norm):  # before it reaches the weights, and with them the next checkpoint
-            raise HeroError(f"the gradient is {float(norm)}: set a lower lr, in a new folder, or train in float32")
+            raise HeroError(f"the gradient is {float(norm)}: set a lower lr, in a new folder, or dtype to float32")
         for group in self.adam.param_groups:
-            group["lr"] = lr if lr is not None else group["lr"]
+            group["lr"] = lr
         self.adam.step()
         self._write_back()
         return float(norm)

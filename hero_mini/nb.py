@@ -20,6 +20,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import torch
 from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
@@ -29,7 +30,6 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from hero_mini import envs, figures
-from hero_mini.config import SIZES as SIZES
 from hero_mini.config import sizes as sizes
 from hero_mini.envs import Task, webshop_pages
 from hero_mini.models import Policy, fingerprint, usual_dtype
@@ -93,8 +93,9 @@ def source(*objects: object) -> None:
 
 
 def table(df: pd.DataFrame, caption: str = "") -> None:
-    """A table with three decimals at most, its caption above; words stand on the left, numbers on the right.
+    """A table with its caption above; words stand on the left, numbers on the right.
 
+    Numbers have two decimals, below 1 three significant digits.
     What is no more than the rounding of float64 is shown as 0.
     """
     shown = df.rename_axis(columns=None)  # its name would stand in the head, in a cell of its own
@@ -121,7 +122,9 @@ def check(name: str, got: object, want: object, hint: str, *, tolerance: float =
     written yet.
     """
     try:
-        a, b = np.asarray(got), np.asarray(want)
+        a, b = (
+            x.detach().float().numpy(force=True) if isinstance(x, torch.Tensor) else np.asarray(x) for x in (got, want)
+        )
         numbers = np.issubdtype(a.dtype, np.number) and np.issubdtype(b.dtype, np.number)
         right = a.shape == b.shape and got is not None and got is not ...
         right = right and bool(np.allclose(a, b, atol=tolerance, equal_nan=True) if numbers else np.all(a == b))

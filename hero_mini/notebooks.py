@@ -118,12 +118,6 @@ def target_of(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
     return target
 
 
-def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
-    """Run one notebook in the top folder and write the executed page to `out`."""
-    run_page(notebook, target := target_of(notebook, out, parameters), parameters)
-    return target
-
-
 def reproduce(preset: str, parameters: dict[str, str]) -> None:
     """All notebooks in order with one preset; prints where pages are and the table base -> HERO."""
     notebooks = all_notebooks()

@@ -4,8 +4,8 @@
 
 Every process rolls out and reflects on its share of the tasks; then all hold all rollouts and diagnoses, and each
 takes its share of the micro-batches. The weights of the loss are those of the whole batch, so gradients are *added up*,
-not averaged, and every process makes the same optimiser step. The first one alone writes. In a single process, each of
-these functions gives back what it got.
+not averaged, and every process makes the same optimiser step. The first one alone writes. In a single process, what
+these functions got stays as it is.
 """
 
 from __future__ import annotations

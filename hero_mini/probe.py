@@ -9,7 +9,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from hero_mini import grading, reflect
-from hero_mini.config import TrainConfig
 from hero_mini.evaluate import resampled
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
@@ -31,14 +30,15 @@ def probe(
     rollouts: Sequence[Rollout],
     *,
     seed: int = 0,
-    batch_size: int = TrainConfig.batch_size,
     progress: bool = False,
+    **limits: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The policy's own reflections on its rollouts (`grading.turn_rows`), and the edge of every teacher in PROBES.
 
     The full demonstration joins with its own arm.
+    limits: max_action_tokens and batch_size, as for `reflect.self_reflector`
     """
-    own = reflect.self_reflector(policy, batch_size=batch_size, progress=progress)(rollouts)
+    own = reflect.self_reflector(policy, progress=progress, **limits)(rollouts)
     whose = by_source(rollouts, own, seed=seed)
     student = score_rollouts(policy, rollouts, "none")
     edges = [

@@ -188,13 +188,13 @@ def gather(
             told = (job.name, job.arm, job.variant, job.env, job.seed, step.env)
             label = pd.DataFrame(dict(zip(COLUMNS, told, strict=True)), index=table.index)
             found[step.suffix].append(label.join(table))
-    failed = {job.name: problems[job.name] for job in planned if job.name in problems and job.name not in finished}
+    lacking = {job.name: problems[job.name] for job in planned if job.name in problems and job.name not in finished}
     command = f"python -m hero_mini study {name} --preset {preset}"
     about: dict[str, object] = {"command": command if model == MODELS[name] else f"{command} --model {model}"}
     if records := [record for run in finished.values() for record in run.values()]:  # when they were made, not gathered
         about["commit"] = ", ".join(dict.fromkeys(str(record["commit"]) for record in records))
         about["date"] = max(str(record["date"]) for record in records)
-    about |= {"settings": today, "runs": finished, "failed": failed}
+    about |= {"settings": today, "runs": finished, "failed": lacking}
     for suffix, tables in found.items():
         if tables:
             write_table(data / f"{name}{suffix}.csv", pd.concat(tables), **about)

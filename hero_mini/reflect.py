@@ -12,6 +12,7 @@ The question quotes the action so that a small model finds its place; the hint t
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, close_action, segments
 from hero_mini.runtime import rng
 
-TOKENS_PER_DIAGNOSIS = TrainConfig.max_action_tokens + 32  # a correction is a whole action
+BESIDE = 32  # tokens of a diagnosis beside its correction, which is a whole action
 CUT = " [cut off]"
 
 
@@ -143,14 +144,10 @@ def _opening(policy: Policy, rollout: Rollout) -> list[int]:
     return heard
 
 
-def _fits(policy: Policy, length: int) -> bool:
-    """Whether an answer still fits into the model's context behind so many tokens."""
-    return length + TOKENS_PER_DIAGNOSIS <= policy.context_length
-
-
-def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
+def interview(policy: Policy, rollout: Rollout, longest: int) -> Dialogue[Reflection]:
     """The reflection on one rollout as a dialogue: yields what the policy hears, is sent what it answers.
 
+    longest: tokens that an answer may have
     An answer that was cut off cannot be read: its correction would end in the middle of an action. A turn of which
     question and answer would no longer fit into the model's context gets no diagnosis, nor do those behind it.
     """
@@ -159,7 +156,7 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
     for t in range(len(rollout.turns)):
         heard = heard + ask_about(policy, rollout, t)
         length += len(heard)
-        if t and not _fits(policy, length):
+        if t and length + longest > policy.context_length:
             break
         answer = yield heard
         length += len(answer.ids)
@@ -174,27 +171,30 @@ def interview(policy: Policy, rollout: Rollout) -> Dialogue[Reflection]:
 def self_reflector(
     policy: Policy,
     *,
+    max_action_tokens: int = TrainConfig.max_action_tokens,
     batch_size: int = TrainConfig.batch_size,
     usage: Usage | None = None,
     progress: bool = False,
 ) -> Reflector:
     """The paper's reflector: the model itself, reading its own finished rollouts (greedy decoding, our choice).
 
+    max_action_tokens: of the actions, since a correction is one
     A rollout that leaves no room for a first question gets no diagnosis.
     """
+    longest = max_action_tokens + BESIDE
 
     def leaves_room(rollout: Rollout) -> bool:
-        return _fits(policy, len(_opening(policy, rollout)) + len(ask_about(policy, rollout, 0)))
+        return len(_opening(policy, rollout)) + len(ask_about(policy, rollout, 0)) + longest <= policy.context_length
 
     def reflect(rollouts: Sequence[Rollout]) -> list[Reflection]:
         prompts, room = {r.system_prompt for r in rollouts}, [leaves_room(r) for r in rollouts]
         answers = iter(
             converse(
                 policy,
-                [lambda rollout=rollout: interview(policy, rollout) for rollout in compress(rollouts, room)],
+                [lambda rollout=rollout: interview(policy, rollout, longest) for rollout in compress(rollouts, room)],
                 [rng(0, "reflect", r.task_id, r.repeat) for r in compress(rollouts, room)],
                 shared=policy.message("system", prompts.pop()) if len(prompts) == 1 else [],
-                sampling=Sampling(greedy=True, max_tokens=TOKENS_PER_DIAGNOSIS),
+                sampling=Sampling(greedy=True, max_tokens=longest),
                 batch_size=batch_size,
                 usage=usage,
                 progress="reflections" if progress else "",
@@ -237,8 +237,8 @@ INSTRUCTIONS = f"""After the episode, diagnose every turn of the agent on a line
 <turn>: {FORM}"""
 
 
-def shuffled(reflections: Sequence[Reflection], draw) -> list[Reflection]:
-    """The control: the same diagnoses, dealt out at random over all turns of all rollouts (`draw`: random.Random)."""
+def shuffled(reflections: Sequence[Reflection], draw: random.Random) -> list[Reflection]:
+    """The control: the same diagnoses, dealt out at random over all turns of all rollouts."""
     pool = [d for r in reflections for d in r.diagnoses]
     draw.shuffle(pool)
     deal = iter(pool)

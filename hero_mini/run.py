@@ -67,7 +67,7 @@ class Run:
         if config.top_k is not None and config.top_k > vocabulary:
             raise HeroError(f"top_k is {config.top_k}, but {policy.name} knows {vocabulary} tokens; set it lower")
         self.student = add_student(policy, rank=config.rank, seed=config.seed, ema=config.teacher == "ema")
-        self.optimizer = AdapterOptimizer(self.student, lr=config.lr)
+        self.optimizer = AdapterOptimizer(self.student)
         self.ema = Ema(self.student, decay=config.ema_decay) if config.teacher == "ema" else None
         self.rows: list[dict] = []
         self.described = {**asdict(config), "model": policy.name, "weights": fingerprint(policy)}

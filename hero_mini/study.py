@@ -33,7 +33,6 @@ from hero_mini.records import (
     steps_done,
 )
 from hero_mini.runtime import HeroError, check_out, writing
-from hero_mini.studies import STUDIES as STUDIES
 from hero_mini.studies import Job, Step, jobs
 from hero_mini.tables import commit
 

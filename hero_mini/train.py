@@ -81,6 +81,7 @@ def reflect_on(
     arm = ARMS[config.arm]
     if arm.reflector is None:
         return gather([Reflection((None,) * len(r.turns), "") for r in rollouts])
-    own = reflect.self_reflector(policy, batch_size=config.batch_size, usage=usage)
+    limits = {"max_action_tokens": config.max_action_tokens, "batch_size": config.batch_size}
+    own = reflect.self_reflector(policy, **limits, usage=usage)
     reflections = gather((reflect.oracle if arm.reflector == "oracle" else own)(rollouts))
     return reflect.shuffled(reflections, draw) if arm.shuffled else reflections

@@ -245,7 +245,7 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     student = add_student(policy, rank=config.rank, seed=config.seed)
     if config.start:
         load_student(student, config.start)
-    optimizer = AdapterOptimizer(student, lr=config.lr)
+    optimizer = AdapterOptimizer(student)
     first, steps = 0, config.episodes // config.batch
     if checkpoint.exists():
         saved = load_saved(checkpoint, remedy)

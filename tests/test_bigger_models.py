@@ -82,7 +82,7 @@ def test_a_reflector_without_the_warm_up_is_told_the_form(tiny: Policy) -> None:
     tasks = envs.make("retail").tasks("train", 1)
     (rollout,) = collect(tiny, "retail", tasks, seed=0, max_turns=1, max_action_tokens=4)
     knows, told = (
-        tiny.tokenizer.decode(next(interview(replace(tiny, warmed_up=warm), rollout))) for warm in (True, False)
+        tiny.tokenizer.decode(next(interview(replace(tiny, warmed_up=warm), rollout, 128))) for warm in (True, False)
     )
     assert FORM not in knows and told.count(FORM) == 1
     assert told.index(FORM) < told.index("Diagnose every turn")

@@ -60,6 +60,7 @@ def test_a_number_that_cannot_be_is_refused(capsys, arguments):
     [
         (["eval", "--endpoint-model", "hero"], "name that with --url"),
         (["reflect", "--reflector", "oracle", "--url", "http://localhost:1/v1"], "--reflector endpoint alone"),
+        (["rollout", "--dtype", "float23"], "did you mean 'float32'"),
         (["study", "retail", "--cpus", "2"], "for --engine ray"),
         (["rollout", "--url", "http://localhost:1/v1", "--n", "1"], "OPENAI_API_KEY holds characters"),
         (["rollout", "--model", "wrlds", "--n", "1"], "did you mean 'worlds'"),

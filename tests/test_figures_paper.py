@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hero_mini import claims, compare, efficiency, evaluate, figures, figures_paper, nb, paper, results, study
-from hero_mini.config import SIZES
+from hero_mini import claims, compare, efficiency, evaluate, figures, figures_paper, nb, paper, results
+from hero_mini.config import ARMS, SIZES
 from hero_mini.runtime import HeroError
-from hero_mini.studies import OWN_LR
+from hero_mini.studies import OWN_LR, STUDIES
 
 PAGE = Path(__file__).parent.parent / "notebooks" / "08_paper_figures.ipynb"
 GAIN = {"base": 0.0, "hero": 0.25, "full_demo": -0.2}
@@ -281,7 +281,7 @@ def made_up(folder: Path, keep) -> None:
     """Every study's tables, of the jobs that `keep` accepts."""
     folder.mkdir(parents=True)
     for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds", "no_demos", "no_hints"):
-        jobs = [job for job in study.STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
+        jobs = [job for job in STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
         tested = [outcomes(job.arm, job.variant, env=env, trained_on=job.env) for job in jobs for env in job.tests]
         trained = [curve(job.arm, job.variant, env=job.env) for job in jobs if job.arm != "base"]
         for suffix, rows in (("", tested), ("_curves", trained)):
@@ -349,7 +349,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     ability = ability.assign(run=ability["arm"] + ability["seed"].astype(str), env="", trained_on="retail")
     data = tmp_path / "figures" / "data"
     ability.to_csv(data / "retail_ability.csv", index=False)
-    grid = pd.concat([outcomes(j.arm, j.variant, seeds=1) for j in study.STUDIES["grid_retail"](SIZES["full"])])
+    grid = pd.concat([outcomes(j.arm, j.variant, seeds=1) for j in STUDIES["grid_retail"](SIZES["full"])])
     grid.assign(task="retail/validation/" + grid["task"]).to_csv(data / "grid_retail.csv", index=False)
     (data / "traps_retail").mkdir()
     (data / "probe_retail").mkdir()
@@ -386,3 +386,8 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     ):
         assert f"Figure 08_{figure}: " in said, figure
     assert "hero − base: correct +0.000 [+0.000, +0.000], no direction is shown" in said
+
+
+def test_an_arm_looks_the_same_in_every_figure() -> None:
+    looks = [figures.ARM_STYLE[arm] for arm in ("base", *ARMS)]  # all have a look of their own
+    assert len(set(looks)) == len(looks)

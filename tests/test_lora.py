@@ -23,7 +23,7 @@ def logits(policy: Policy) -> Tensor:
         return policy.model(IDS).logits
 
 
-def train(student: Policy, optimizer: AdapterOptimizer, steps: int, lr: float | None = None) -> None:
+def train(student: Policy, optimizer: AdapterOptimizer, steps: int, lr: float = 0.05) -> None:
     for _ in range(steps):
         student.model(IDS, labels=IDS).loss.backward()
         optimizer.step(lr)
@@ -63,10 +63,10 @@ def test_the_seed_decides_the_adapter_and_leaves_the_global_generator_alone(tiny
 def test_the_policy_passed_in_stays_as_it_is(tiny: Policy) -> None:
     before, names = logits(tiny), [name for name, _ in tiny.model.named_parameters()]
     first = add_student(tiny, rank=4, seed=0)
-    train(first, AdapterOptimizer(first, lr=0.05), 3)
+    train(first, AdapterOptimizer(first), 3)
     second = add_student(tiny, rank=4, seed=0)
     trained = logits(first)
-    train(second, AdapterOptimizer(second, lr=0.2), 3)
+    train(second, AdapterOptimizer(second), 3, lr=0.2)
     assert torch.equal(logits(tiny), before) and not torch.equal(trained, before)
     assert torch.equal(logits(first), trained)  # two students of one policy do not meet
     assert [name for name, _ in tiny.model.named_parameters()] == names
@@ -77,7 +77,7 @@ def test_the_policy_passed_in_stays_as_it_is(tiny: Policy) -> None:
 def test_adapter_off_is_the_base(tiny: Policy) -> None:
     before = logits(tiny)
     student = add_student(tiny, rank=4, seed=0, ema=True)
-    train(student, AdapterOptimizer(student, lr=0.05), 5)
+    train(student, AdapterOptimizer(student), 5)
     with as_teacher(student, "frozen") as teacher:
         assert torch.equal(logits(teacher), before)
     with as_teacher(student, "live") as teacher:
@@ -103,7 +103,7 @@ def test_a_teachers_pass_keeps_gradients_and_trainability(tiny: Policy, who: str
 # --- the EMA teacher -------------------------------------------------------------------------------------------------
 def test_the_ema_follows_by_the_formula(tiny: Policy) -> None:
     student = add_student(tiny, rank=4, seed=0, ema=True)
-    optimizer, ema = AdapterOptimizer(student, lr=0.05), Ema(student, decay=0.9)
+    optimizer, ema = AdapterOptimizer(student), Ema(student, decay=0.9)
     expected = {name: p.detach().clone() for name, p in student_weights(student.model).items()}
     for _ in range(4):
         train(student, optimizer, 1)
@@ -124,7 +124,7 @@ def test_the_ema_follows_by_the_formula(tiny: Policy) -> None:
 def test_the_emas_ends(tiny: Policy, decay: float, expected: str) -> None:
     before = logits(tiny)
     student = add_student(tiny, rank=4, seed=0, ema=True)
-    optimizer, ema = AdapterOptimizer(student, lr=0.05), Ema(student, decay=decay)
+    optimizer, ema = AdapterOptimizer(student), Ema(student, decay=decay)
     train(student, optimizer, 3)
     ema.follow(optimizer)
     with as_teacher(student, "ema") as teacher:
@@ -134,7 +134,7 @@ def test_the_emas_ends(tiny: Policy, decay: float, expected: str) -> None:
 def test_the_ema_does_not_stop_at_the_last_digit_of_bf16(tiny: Policy) -> None:
     """A bf16 number keeps 8 bits: 1 + 0.001 is 1 again, however often it is added."""
     student = add_student(as_bf16(tiny), rank=4, seed=0, ema=True)
-    optimizer, ema = AdapterOptimizer(student, lr=1.0), Ema(student, decay=0.999)
+    optimizer, ema = AdapterOptimizer(student), Ema(student, decay=0.999)
     name = next(iter(ema.averages))
     ema.averages[name].fill_(1.0)
     optimizer.masters[name].data.fill_(2.0)
@@ -151,14 +151,14 @@ def test_the_ema_does_not_stop_at_the_last_digit_of_bf16(tiny: Policy) -> None:
 def test_small_steps_add_up_in_bf16(tiny: Policy) -> None:
     student = add_student(as_bf16(tiny), rank=4, seed=0)
     assert all(p.dtype == torch.bfloat16 for p in student_weights(student.model).values())
-    optimizer = AdapterOptimizer(student, lr=1e-4, max_grad_norm=1e9)
+    optimizer = AdapterOptimizer(student)
     name, p = next((n, p) for n, p in optimizer.weights.items() if "lora_A" in n)
     with torch.no_grad():
         optimizer.masters[name].fill_(1.0)
         p.fill_(1.0)
     for _ in range(100):
         p.grad = torch.ones_like(p)
-        optimizer.step()
+        optimizer.step(1e-4)
         assert p.grad is None
     assert optimizer.masters[name].dtype == torch.float32
     assert optimizer.masters[name].mean().item() == pytest.approx(0.99, abs=1e-4)  # Adam steps by lr
@@ -167,21 +167,21 @@ def test_small_steps_add_up_in_bf16(tiny: Policy) -> None:
 
 def test_gradients_are_clipped_and_their_norm_returned(tiny: Policy) -> None:
     student = add_student(tiny, rank=4, seed=0)
-    optimizer = AdapterOptimizer(student, lr=0.1, max_grad_norm=1.0)
+    optimizer = AdapterOptimizer(student)
     for p in optimizer.weights.values():
         p.grad = torch.full_like(p, 3.0)
     n = sum(p.numel() for p in optimizer.weights.values())
-    assert optimizer.step() == pytest.approx(3.0 * n**0.5, rel=1e-5)
+    assert optimizer.step(0.1) == pytest.approx(3.0 * n**0.5, rel=1e-5)
     total = sum(m.grad.square().sum() for m in optimizer.masters.values()).sqrt()
     assert total.item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_weight(tiny: Policy) -> None:
-    optimizer = AdapterOptimizer(add_student(tiny, rank=4, seed=0), lr=0.1)
+    optimizer = AdapterOptimizer(add_student(tiny, rank=4, seed=0))
     before = {name: p.detach().clone() for name, p in optimizer.weights.items()}
     next(iter(optimizer.weights.values())).grad = torch.full_like(next(iter(optimizer.weights.values())), torch.nan)
     with pytest.raises(HeroError, match="the gradient is nan"):
-        optimizer.step()
+        optimizer.step(0.1)
     assert all(torch.equal(p, before[name]) for name, p in optimizer.weights.items())
 
 
@@ -191,7 +191,7 @@ def test_state_goes_round(tiny: Policy, tmp_path: Path, bf16: bool) -> None:
 
     def fresh(seed: int) -> tuple[Policy, AdapterOptimizer, Ema]:
         student = add_student(base, rank=4, seed=seed, ema=True)
-        return student, AdapterOptimizer(student, lr=0.01), Ema(student, decay=0.5)
+        return student, AdapterOptimizer(student), Ema(student, decay=0.5)
 
     student, optimizer, ema = fresh(0)
     train(student, optimizer, 3, lr=0.02)
@@ -213,7 +213,7 @@ def test_state_goes_round(tiny: Policy, tmp_path: Path, bf16: bool) -> None:
 
 def test_the_saved_adapter_is_the_student(tiny: Policy, tmp_path: Path) -> None:
     student = add_student(tiny, rank=4, seed=0, ema=True)
-    train(student, AdapterOptimizer(student, lr=0.05), 3)
+    train(student, AdapterOptimizer(student), 3)
     student.model.save_pretrained(tmp_path, selected_adapters=["default"], save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(copy.deepcopy(tiny.model), tmp_path).eval()
     with torch.no_grad():

@@ -76,10 +76,10 @@ def test_weights_adapter_and_cache_of_a_tiny_model(tiny: Policy, kind: str) -> N
     assert found.weights == sum(p.nbytes for p in agent.model.parameters())
 
     student = add_student(agent, rank=4, seed=0)
-    optimizer = AdapterOptimizer(student, lr=1e-3)
+    optimizer = AdapterOptimizer(student)
     forward(student, [Tree.chain([([1, 2], False), ([3], True)])]).logprobs.sum().backward()
     trained = [*optimizer.weights.values(), *(p.grad for p in optimizer.weights.values())]
-    optimizer.step()
+    optimizer.step(1e-3)
     trained += [*optimizer.masters.values(), *(m.grad for m in optimizer.masters.values())]
     trained += [moment for s in optimizer.adam.state.values() for moment in s.values() if moment.ndim]
     assert found.adapter == sum(t.nbytes for t in trained)
@@ -108,7 +108,7 @@ def kept(student: Policy, tokens: int, *, saving: bool) -> int:
 def test_activations_of_a_tiny_model(tiny: Policy, kind: str, dtype: torch.dtype) -> None:
     settings = config(kind)
     student = add_student(policy(tiny, settings, dtype), rank=4, seed=0)
-    AdapterOptimizer(student, lr=1e-3)
+    AdapterOptimizer(student)
     assert activations(settings, 200, rank=4, size=dtype.itemsize) == kept(student, 200, saving=False)
     inputs = 200 * settings.num_hidden_layers * settings.hidden_size * dtype.itemsize
     assert kept(student, 200, saving=True) == inputs + 200 * 4 * (settings.hidden_size + 1)  # and the last norm
@@ -144,7 +144,7 @@ def test_logits_of_a_tiny_model_with_a_large_vocabulary(tiny: Policy) -> None:
     vocabulary, n = 20_000, 50
     agent = policy(tiny, config("qwen3", hidden_size=8, num_hidden_layers=1, vocab_size=vocabulary))
     student = add_student(agent, rank=4, seed=0)
-    AdapterOptimizer(student, lr=1e-3)
+    AdapterOptimizer(student)
     action = tuple(range(n))
     own = Tree.chain([(range(20), False), (action, True)])
     told = Tree.chain([(range(30), False), (action, True)])

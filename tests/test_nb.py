@@ -13,6 +13,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 from hero_mini import envs, figures, nb, viewer
+from hero_mini.config import SIZES
 from hero_mini.grading import turn_rows
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection, oracle
@@ -49,7 +50,7 @@ def scripted(tiny: Policy) -> list[Rollout]:
 def test_unknown_preset_names_the_near_one() -> None:
     with pytest.raises(HeroError, match="did you mean 'quick'"):
         nb.sizes("qiuck")
-    assert [nb.sizes(p).rollouts for p in nb.SIZES] == sorted(nb.sizes(p).rollouts for p in nb.SIZES)
+    assert [nb.sizes(p).rollouts for p in SIZES] == sorted(nb.sizes(p).rollouts for p in SIZES)
 
 
 @pytest.mark.parametrize("with_policy", [False, True])
@@ -134,7 +135,9 @@ def test_the_name_of_the_columns_takes_no_cell(shown: Shown) -> None:
 @pytest.mark.parametrize(
     "got, want, right",
     [(0.19274, 0.1927, True), ([1, 2], [1, 2], True), ([1, 2], [1, 2, 3], False), ("a", "a", True), (None, 1, False),
-     (torch.tensor([0.5]), [0.5], True), ({"a": 1}, {"a": 1}, True), (..., 3, False), (True, True, True),
+     (torch.tensor([0.5]), [0.5], True), (torch.tensor(0.5, requires_grad=True), 0.5, True),
+     (torch.tensor([0.5]).bfloat16(), torch.tensor([0.5]), True), ({"a": 1}, {"a": 1}, True), (..., 3, False),
+     (True, True, True),
      (Diagnosis("failed"), Diagnosis("failed"), True), ([1, [2]], [1, 2], False), (None, None, False)],
 )  # fmt: skip
 def test_check(capsys: pytest.CaptureFixture[str], got: object, want: object, right: bool) -> None:

@@ -9,11 +9,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hero_mini.notebooks import check_parameters, check_target, execute, overview, refresh
+from hero_mini.notebooks import check_parameters, check_target, overview, refresh, run_page, target_of
 from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 NAMES = [n.stem for n in NOTEBOOKS]
+
+
+def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
+    """One page as `reproduce` runs all of them: where it lies, executed."""
+    run_page(notebook, target := target_of(notebook, out, parameters), parameters)
+    return target
 
 
 def tags(cell) -> list[str]:

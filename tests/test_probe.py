@@ -93,8 +93,8 @@ def test_an_edge_is_the_difference_of_two_scores(tiny: Policy, rollouts: list[Ro
 
 def test_all_probes_on_a_model_that_cannot_reflect(tiny: Policy, rollouts: list[Rollout], monkeypatch) -> None:
     """Without a readable reflection only the contexts that need none have turns."""
-    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_DIAGNOSIS", 4)  # nonsense need not be long
-    turns, edges = probe(tiny, rollouts)
+    monkeypatch.setattr("hero_mini.reflect.BESIDE", 3)  # nonsense need not be long
+    turns, edges = probe(tiny, rollouts, max_action_tokens=1)
     n = sum(len(r.turns) for r in rollouts)
     assert len(turns) == n and turns["said"].isna().all()
     assert edges.groupby("probe").size().to_dict() == {"env_feedback": n, "oracle_hero": n}

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from hero_mini import envs
+from hero_mini.config import TrainConfig
 from hero_mini.envs.base import VERDICTS
-from hero_mini.generate import Answer
+from hero_mini.generate import Answer, Sampling
 from hero_mini.grading import blame, calibration, quality, turn_rows
 from hero_mini.models import END, START, Policy
 from hero_mini.reflect import (
@@ -149,7 +150,7 @@ def test_the_interview_follows_the_rollout_and_its_outcome(tiny: Policy, rollout
     for rollout in rollouts:
         (oracles,) = oracle([rollout])
         told = tiny.tokenizer.decode([i for ids, _ in segments(tiny, rollout) for i in ids])
-        talk = interview(tiny, rollout)
+        talk = interview(tiny, rollout, 128)
         heard = tiny.tokenizer.decode(next(talk))
         for t, diagnosis in enumerate(oracles.diagnoses):
             asked = question(rollout, t)
@@ -167,7 +168,7 @@ def test_the_interview_follows_the_rollout_and_its_outcome(tiny: Policy, rollout
 
 def test_an_answer_that_was_cut_off_is_no_diagnosis(tiny: Policy, rollouts: list[Rollout]) -> None:
     """Its correction would end in the middle of an action."""
-    talk = interview(tiny, replace(rollouts[0], turns=rollouts[0].turns[:1]))
+    talk = interview(tiny, replace(rollouts[0], turns=rollouts[0].turns[:1]), 128)
     next(talk)
     ids = tiny.encode("failed, order not found. Better: get_order_details(ord")
     with pytest.raises(StopIteration) as end:
@@ -190,6 +191,19 @@ def test_the_model_itself(tiny: Policy, rollouts: list[Rollout]) -> None:
         assert len(reflection.diagnoses) == len(rollout.turns)
         assert all(d is None for d in reflection.diagnoses)
         assert bool(reflection.malformed) == bool(reflection.text.strip())
+
+
+def test_a_correction_may_be_as_long_as_an_action(tiny: Policy, rollouts: list[Rollout], monkeypatch) -> None:
+    asked: list[int] = []
+
+    def no_dialogue(*_: object, sampling: Sampling, **__: object) -> list:
+        asked.append(sampling.max_tokens)
+        return []
+
+    monkeypatch.setattr("hero_mini.reflect.converse", no_dialogue)
+    self_reflector(tiny, max_action_tokens=256)([])
+    self_reflector(tiny)([])
+    assert asked == [256 + 32, TrainConfig.max_action_tokens + 32]
 
 
 # --- the control ---------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         hero_mini.train, "collect", lambda *which, **how: collect(*which, **how | {"max_action_tokens": 8})
     )
-    monkeypatch.setattr("hero_mini.reflect.TOKENS_PER_DIAGNOSIS", 4)
+    monkeypatch.setattr("hero_mini.reflect.BESIDE", 4 - TrainConfig.max_action_tokens)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def one_update(
     tiny: Policy, rollouts: Sequence[Rollout], diagnoses: Sequence, demos: Sequence | None = None, **settings
 ) -> tuple[dict, Policy]:
     student = add_student(tiny, rank=4, seed=0)
-    optimizer = AdapterOptimizer(student, lr=5e-3)
+    optimizer = AdapterOptimizer(student)
     return distil(student, optimizer, rollouts, diagnoses, replace(SMALL, **settings), 0, demos), student
 
 
@@ -316,7 +316,7 @@ def test_micro_batches_add_up(tiny: Policy, rollouts: list[Rollout]) -> None:
 @pytest.mark.parametrize("divergence", ["jsd", "forward_kl", "reverse_kl"])
 def test_the_student_moves_to_its_teacher(tiny: Policy, rollouts: list[Rollout], divergence: str) -> None:
     student = add_student(tiny, rank=4, seed=0)
-    optimizer = AdapterOptimizer(student, lr=5e-3)
+    optimizer = AdapterOptimizer(student)
     config, diagnoses = replace(SMALL, divergence=divergence), [r.diagnoses for r in oracle(rollouts)]
     losses = [distil(student, optimizer, rollouts, diagnoses, config, update)["loss"] for update in range(12)]
     assert losses[-1] < 0.7 * losses[0], losses
@@ -325,7 +325,7 @@ def test_the_student_moves_to_its_teacher(tiny: Policy, rollouts: list[Rollout],
 def moved(tiny: Policy, *, ema: bool = False) -> tuple[Policy, AdapterOptimizer]:
     """A student that is not the frozen agent any more."""
     student = add_student(tiny, rank=4, seed=0, ema=ema)
-    optimizer = AdapterOptimizer(student, lr=5e-3)
+    optimizer = AdapterOptimizer(student)
     with torch.no_grad():
         for p in optimizer.weights.values():
             p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
@@ -370,7 +370,7 @@ def test_grpo_makes_the_better_rollout_likelier(tiny: Policy, rollouts: list[Rol
     student = add_student(tiny, rank=4, seed=0)
     pair = [with_own_logprobs(student, r) for r in (good, bad)]
     before = [total(student, r) for r in pair]
-    optimizer = AdapterOptimizer(student, lr=2e-3)
+    optimizer = AdapterOptimizer(student)
     config = replace(SMALL, arm="grpo", group=2)
     result = distil(student, optimizer, pair, [[None] * len(r.turns) for r in pair], config, update=9)
     assert result["hinted"] == 0 and result["tokens_teaching"] == 0 and result["tokens_training"] > 0

@@ -44,7 +44,7 @@ class Tau(Generated):
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
-        """Start `options["task"]` (a Task or its id); without one, draw a train task by `seed`."""
+        """Start `options["task"]` (a Task or its id); without one, the train task at place `seed`."""
         self.task = task = self.chosen_task(seed, options)
         self.db = copy.deepcopy(task.world["db"])
         self.turn = 0

@@ -70,7 +70,7 @@ class WebShop(Generated):
     # -- the episode --------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
-        """Start `options["task"]` (a Task or its id); without one, draw a train task by `seed`."""
+        """Start `options["task"]` (a Task or its id); without one, the train task at place `seed`."""
         self.task = task = self.chosen_task(seed, options)
         self.goal: Goal = task.world["goal"]
         self.products: dict[str, Product] = {product.id: product for product in task.world["shop"]}
