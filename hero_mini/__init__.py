@@ -21,7 +21,8 @@ What it stands on
     endpoint, server    models and rollouts behind a server
     runtime             seeds, whole-or-nothing files, errors for people
 What is measured
-    evaluate, compare   success and turns with their intervals; paired differences
+    evaluate            success, turns, and what is wasted, on held-out tasks
+    bootstrap, compare  intervals; paired differences
     grading, probe      how good reflections are; whether a teacher prefers good actions
     told, track         variants of a teacher's text; where a student stands in a task
     mechanism, growth   where a teacher's probability falls, and what the student takes over

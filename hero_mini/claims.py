@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import compare, grading, probe, results
-from hero_mini.evaluate import by_task, interval, resampled
+from hero_mini.bootstrap import by_task, interval, resampled
 from hero_mini.tables import check_columns, origin, read_table
 
 DATA = Path("figures/data")

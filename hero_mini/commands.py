@@ -222,7 +222,8 @@ def eval(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from hero_mini import envs
-    from hero_mini.evaluate import COLUMNS, evaluate, floors, interval
+    from hero_mini.bootstrap import interval
+    from hero_mini.evaluate import COLUMNS, evaluate, floors
     from hero_mini.tables import check_table, read_csv, write_table
 
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}

@@ -8,11 +8,21 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from hero_mini.evaluate import interval
+from hero_mini.bootstrap import interval
 
-NAN = float("nan")
 VISIBLE = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # 2.8 standard errors: seen in four of five studies
-T975 = (NAN, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 0 to 9 degrees of freedom
+T975 = (
+    np.nan,
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+)  # Student's t, 0 to 9 degrees of freedom
 
 
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:
@@ -69,7 +79,7 @@ def direction(low: float, high: float) -> str:
 def cell(value: float, low: float, high: float, sign: str = "") -> str:
     """An estimate with its interval, three decimals below 1; sign "+" for a difference.
 
-    >>> cell(0.1256, 0.1, 0.15), cell(-0.95, -1.5, -0.4, "+"), cell(0.5, NAN, NAN)
+    >>> cell(0.1256, 0.1, 0.15), cell(-0.95, -1.5, -0.4, "+"), cell(0.5, np.nan, np.nan)
     ('0.126 [0.100, 0.150]', '-0.95 [-1.50, -0.40]', '0.500 [one seed: no interval]')
     """
     shape = f"{sign}.{3 if np.nanmax(np.abs([value, low, high])) < 1 else 2}f"
@@ -98,7 +108,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def visible(table: pd.DataFrame) -> pd.DataFrame:
-    """`effects` with se, the standard error that the interval implies, and smallest, the smallest visible difference.
+    """`effects` with se, the standard error that the interval implies, and smallest, the smallest visible difference:
+    the minimum detectable effect at a power of 80 %.
 
     smallest: a true difference of this size excludes zero from the interval in four studies of five
     """
@@ -119,6 +130,6 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
-        return float(values.mean()), NAN, NAN
+        return float(values.mean()), np.nan, np.nan
     half = T975[min(len(values), len(T975)) - 1] * values.std(ddof=1) / np.sqrt(len(values))  # wider beyond ten seeds
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)

@@ -7,11 +7,9 @@ import re
 import numpy as np
 import pandas as pd
 
+from hero_mini.bootstrap import by_task, interval
 from hero_mini.compare import over_seeds
 from hero_mini.config import ARMS
-from hero_mini.evaluate import by_task, interval
-
-NAN = float("nan")
 
 
 def spent(curves: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +28,7 @@ def course(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     for seed, run in runs.sort_values("update").groupby("seed"):
         values = run[column].dropna().to_numpy()
         third = max(1, len(values) // 3)
-        late = values[-third:].mean() - values[-2 * third : -third].mean() if len(values) > third else NAN
+        late = values[-third:].mean() - values[-2 * third : -third].mean() if len(values) > third else np.nan
         found.append({"seed": seed, "whole": values[-1] - values[0], "late": late})
     return pd.DataFrame(found, columns=["seed", "whole", "late"]).set_index("seed")
 
@@ -38,7 +36,8 @@ def course(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 def at_budget(curves: pd.DataFrame) -> tuple[float, pd.DataFrame]:
     """The largest budget that every run reached, in turns; and a row per run: agent, seed, end, way.
 
-    end: success at that budget (between two updates on a line); way: mean success from no turn up to it
+    end: success at that budget (between two updates on a line); way: mean success from no turn up to it, the area
+        under the learning curve over its width
     """
     budget = float(curves.groupby(["agent", "seed"])["spent"].max().min())
     found = []

@@ -10,6 +10,8 @@ from typing import Any
 
 from hero_mini.runtime import HeroError
 
+TIMEOUT = 60.0  # seconds for one answer
+
 
 def post(where: str, body: dict[str, Any], api_key: str, timeout: float) -> Any:
     """The JSON that comes back for some JSON.
@@ -23,7 +25,7 @@ def post(where: str, body: dict[str, Any], api_key: str, timeout: float) -> Any:
 
 
 def chat(
-    url: str, model: str, messages: Sequence[dict[str, str]], *, who: str, api_key: str = "", timeout: float = 60.0
+    url: str, model: str, messages: Sequence[dict[str, str]], *, who: str, api_key: str = "", timeout: float = TIMEOUT
 ) -> str:
     """The model's answer at temperature 0 to chat messages ({"role": ..., "content": ...}).
 

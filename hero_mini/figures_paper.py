@@ -10,15 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hero_mini.figures import BLACK, COLORS, MARKERS, above, blank, style_of
+from hero_mini.figures import BLACK, COLORS, MARKERS, UNITS, above, blank, style_of
 
 
-def effects_figure(table: pd.DataFrame, shown: Mapping[str, str], *, items: str = "tasks") -> Figure:
+def effects_figure(table: pd.DataFrame, shown: Mapping[str, str] | None = None, *, items: str = "tasks") -> Figure:
     """Differences from `compare.effects`, a panel per number: value, 95 % interval, and a tick per seed.
 
-    shown: number -> title; items: what the numbers are measured on
+    shown: number -> title; None: success and turns; items: what the numbers are measured on
     a column smallest (see `compare.visible`) adds a hatched band, a column paper a diamond
     """
+    shown = shown or {number: UNITS[number] for number in ("success", "turns")}
     names = list(dict.fromkeys(table["comparison"]))
     fig, axes = blank(2.6 + 3.2 * len(shown), 1.5 + 0.5 * len(names), columns=len(shown))
     places = range(len(names) - 1, -1, -1)  # the first comparison on top

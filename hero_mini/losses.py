@@ -180,15 +180,13 @@ def hero_loss(divergence: Tensor, turn: Tensor, rollout: Tensor, *, hinted: Tens
     return (token_weights(turn, rollout, hinted).to(divergence.dtype) * divergence).sum()
 
 
-def importance_clip(weights: Tensor, logp_now: Tensor, logp_sampled: Tensor, *, clip: float | None = None) -> Tensor:
+def importance_clip(weights: Tensor, logp_now: Tensor, logp_sampled: Tensor, *, clip: float) -> Tensor:
     """Weights corrected for a student that has moved since it sampled: times min(pi_now / pi_sampled, clip), detached.
 
     weights: (N,) from `token_weights` (or any number per token); logp_now, logp_sampled: (N,) log-probabilities of the
-    sampled tokens in nats; clip: largest ratio, None (the default) corrects nothing and returns the weights
+    sampled tokens in nats; clip: largest ratio
     raises ValueError: clip is not positive, or a log-probability is NaN
     """
-    if clip is None:
-        return weights
     if not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
     log_ratio = (logp_now - logp_sampled).detach()

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import tree
-from hero_mini.evaluate import interval
+from hero_mini.bootstrap import interval
 from hero_mini.models import Policy
 from hero_mini.probe import auc_interval
 from hero_mini.rollout import Rollout
@@ -31,6 +31,7 @@ from hero_mini.track import Track
 from hero_mini.tree import Tree
 
 STUDENT = "student"  # the context in which nothing is told
+MAX_TOKENS = 2048  # padded tokens per forward pass: a turn has a branch for every step of the demonstration
 MASSES = ("due", "ahead", "behind", "other", "ending", "unseen")
 
 
@@ -59,8 +60,6 @@ def measure(
     rollouts: Sequence[Rollout],
     tracks: Sequence[Track],
     teachers: Mapping[str, Sequence[Told]],
-    *,
-    max_tokens: int = 2048,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The student and every teacher at every turn: a row per candidate action (see `turn_rows`), and a row per turn.
 
@@ -71,7 +70,7 @@ def measure(
     candidates = [tuple(dict.fromkeys((*mine.steps, *mine.endings))) for mine in tracks]
     for context, told in {STUDENT: [Told()] * len(rollouts), **teachers}.items():
         built = [place_tree(policy, *given) for given in zip(rollouts, told, candidates, strict=True)]
-        scores = tree.logprobs(policy, [grown for grown, _ in built], max_tokens=max_tokens)
+        scores = tree.logprobs(policy, [grown for grown, _ in built], max_tokens=MAX_TOKENS)
         for i, (rollout, mine, actions) in enumerate(zip(rollouts, tracks, candidates, strict=True)):
             for t, nodes in enumerate(built[i][1]):
                 if nodes is None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-NAN = float("nan")
 PAPER = pd.DataFrame(  # its main table, from secondary readings of the full text; success as a share; nan: not known
     [
         ("4B", "retail", "grpo", 0.333, 13.4), ("4B", "retail", "hero", 0.347, 9.6),
-        ("4B", "airline", "grpo", 0.180, NAN), ("4B", "airline", "hero", 0.195, NAN),
+        ("4B", "airline", "grpo", 0.180, np.nan), ("4B", "airline", "hero", 0.195, np.nan),
         ("4B", "webshop", "grpo", 0.652, 8.1), ("4B", "webshop", "hero", 0.689, 8.1),
-        ("30B", "retail", "grpo", 0.478, NAN), ("30B", "retail", "hero", 0.503, NAN),
-        ("30B", "airline", "grpo", 0.335, NAN), ("30B", "airline", "hero", 0.355, NAN),
-        ("30B", "webshop", "grpo", 0.761, NAN), ("30B", "webshop", "hero", 0.796, NAN),
+        ("30B", "retail", "grpo", 0.478, np.nan), ("30B", "retail", "hero", 0.503, np.nan),
+        ("30B", "airline", "grpo", 0.335, np.nan), ("30B", "airline", "hero", 0.355, np.nan),
+        ("30B", "webshop", "grpo", 0.761, np.nan), ("30B", "webshop", "hero", 0.796, np.nan),
     ],
     columns=["model", "env", "arm", "success", "turns"],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hero_mini import grading, reflect
-from hero_mini.evaluate import resampled
+from hero_mini.bootstrap import resampled
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout

@@ -20,7 +20,7 @@ from itertools import compress
 from math import exp
 
 from hero_mini.config import TrainConfig
-from hero_mini.endpoint import chat
+from hero_mini.endpoint import TIMEOUT, chat
 from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.models import Policy
@@ -206,7 +206,7 @@ def self_reflector(
     return reflect
 
 
-def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: float = 60.0) -> Reflector:
+def endpoint_reflector(url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT) -> Reflector:
     """A reflector behind an OpenAI-compatible endpoint, for example `http://localhost:8000/v1`.
 
     raises HeroError: the endpoint cannot be reached, or its answer is not a chat completion

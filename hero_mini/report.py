@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from hero_mini import compare, probe, results
+from hero_mini.bootstrap import by_task, interval
 from hero_mini.claims import DATA, claims_table
-from hero_mini.config import TrainConfig
-from hero_mini.evaluate import by_task, ended_early, interval
+from hero_mini.evaluate import ended_early
 from hero_mini.runtime import HeroError, atomic_write, check_clone
 from hero_mini.tables import RESTORE, read_table
 
@@ -63,13 +63,13 @@ def claims_readme(claims: pd.DataFrame) -> str:
     return markdown(shown)
 
 
-def turns_table(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.DataFrame:
+def turns_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Turns per episode by outcome, and how many of the failures ended before the last turn; a row per agent."""
     won = rows["success"] == 1
     parts = {
         "turns, solved": rows["turns"].where(won),
         "turns, failed": rows["turns"].where(~won),
-        "ended early, share of failures": ended_early(rows, max_turns).where(~won),
+        "ended early, share of failures": ended_early(rows).where(~won),
         "wasted turns": rows["wasted"],
     }
     table = pd.DataFrame({"agent": rows["agent"], **parts}).groupby("agent", sort=False).mean()
@@ -193,18 +193,18 @@ def draw() -> None:
     places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
     for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
-    every, titles = _retail(), {"success": "success (share)", "turns": "turns per episode"}
+    every = _retail()
     if len(rows := results.headline(every)):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
     if len(rows) and (others := results.left_out(DATA)):
         effects = compare.side_by_side({"all practised": rows, **others}, [("full_demo", "base"), ("hero", "base")])
-        figures.save(effects_figure(effects, titles), "figures/warmups")
+        figures.save(effects_figure(effects), "figures/warmups")
     if names := changed(every):
         gains = compare.effects(every, [(name, "base") for name in ("hero", *names)])
         best = gains[gains["number"] == "success"].sort_values("value", ascending=False)["comparison"]
         order = ["hero − base", *best.drop_duplicates()]
         gains = gains.sort_values("comparison", key=lambda names: names.map(order.index), kind="stable")
-        figures.save(effects_figure(gains, titles), "figures/changes")
+        figures.save(effects_figure(gains), "figures/changes")
     if len(rows := results.headline(_retail("_curves"))):
         shown = ("success", "turns", "wasted")  # the losses of HERO and GRPO share no scale
         figures.save(figures.learning_curves(rows.assign(arm=rows["agent"]), shown), "figures/retail_curves")

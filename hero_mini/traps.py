@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from hero_mini import envs, tree
+from hero_mini.bootstrap import interval
 from hero_mini.config import TrainConfig
 from hero_mini.demos import demonstrations
-from hero_mini.evaluate import interval
-from hero_mini.mechanism import place_tree
+from hero_mini.mechanism import MAX_TOKENS, place_tree
 from hero_mini.models import Policy
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Turn, pieces
@@ -38,9 +38,7 @@ def quoting(rollouts: Sequence[Rollout], told: Sequence[Told]) -> list[Told]:
     ]
 
 
-def token_rows(
-    policy: Policy, rollouts: Sequence[Rollout], teachers: Mapping[str, Sequence[Told]], *, max_tokens: int = 2048
-) -> pd.DataFrame:
+def token_rows(policy: Policy, rollouts: Sequence[Rollout], teachers: Mapping[str, Sequence[Told]]) -> pd.DataFrame:
     """A row per teacher and token of the student's actions, where the teacher is told something.
 
     Rollouts and tokens count from 0, turns from 1.
@@ -52,7 +50,7 @@ def token_rows(
 
     def scores(told: Sequence[Told]) -> list[list[np.ndarray | None]]:
         built = [place_tree(policy, rollout, mine, ()) for rollout, mine in zip(rollouts, told, strict=True)]
-        found = tree.logprobs(policy, [grown for grown, _ in built], max_tokens=max_tokens)
+        found = tree.logprobs(policy, [grown for grown, _ in built], max_tokens=MAX_TOKENS)
         return [
             [None if node is None else of_tree[node[0]].numpy(force=True) for node in nodes]
             for (_, nodes), of_tree in zip(built, found, strict=True)

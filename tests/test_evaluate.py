@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import bootstrap
 
 from hero_mini import envs
+from hero_mini.bootstrap import by_task, interval
 from hero_mini.compare import effect
-from hero_mini.evaluate import by_task, evaluate, floors, interval, rollout_rows
+from hero_mini.evaluate import evaluate, floors, rollout_rows
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Turn
 from hero_mini.runtime import HeroError

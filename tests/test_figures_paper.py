@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hero_mini import claims, compare, efficiency, evaluate, figures, figures_paper, nb, paper, results
+from hero_mini import bootstrap, claims, compare, efficiency, figures, figures_paper, nb, paper, results
 from hero_mini.config import ARMS, SIZES
 from hero_mini.runtime import HeroError
 from hero_mini.studies import OWN_LR, STUDIES
@@ -84,8 +84,8 @@ def test_an_agent_is_an_arm_with_what_differs(rows, tmp_path):
 def test_an_effect_is_the_paired_difference(rows):
     of = dict(tuple(rows.groupby("agent")))
     found = compare.effect(of["hero"], of["base"], "success")
-    gaps = evaluate.by_task(of["hero"], "success") - evaluate.by_task(of["base"], "success")
-    assert (found["value"], found["low"], found["high"]) == evaluate.interval(gaps)
+    gaps = bootstrap.by_task(of["hero"], "success") - bootstrap.by_task(of["base"], "success")
+    assert (found["value"], found["low"], found["high"]) == bootstrap.interval(gaps)
     assert (found["n_seeds"], found["n_tasks"]) == (2, 12)
     assert np.mean(found["seeds"]) == pytest.approx(found["value"])
 
@@ -295,7 +295,7 @@ def run_page(tmp_path: Path, monkeypatch) -> str:
     monkeypatch.setattr(nb, "_put", lambda kind, content, plain, metadata=None: said.append(plain))
     monkeypatch.setattr(nb, "show", lambda fig, *, alt, name: said.append(f"Figure {name.name}: {alt}"))
     for module in (compare, efficiency, claims):
-        monkeypatch.setattr(module, "interval", partial(evaluate.interval, n=40))
+        monkeypatch.setattr(module, "interval", partial(bootstrap.interval, n=40))
     space: dict = {}
     for cell in nbformat.read(PAGE, as_version=4).cells:
         if cell.cell_type != "code":

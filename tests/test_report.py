@@ -129,7 +129,7 @@ def test_turns_are_split_by_outcome():
     rows = pd.DataFrame(
         {"agent": "base", "success": [1.0, 0.0, 0.0], "turns": [6, 10, 4], "wasted": [0, 6, 3]},
     )
-    (row,) = report.turns_table(rows, max_turns=10).to_dict("records")
+    (row,) = report.turns_table(rows).to_dict("records")
     assert row["turns, solved"] == 6 and row["turns, failed"] == 7
     assert row["ended early, share of failures"] == 0.5 and row["wasted turns"] == 3
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hero_mini.endpoint import chat
+from hero_mini.endpoint import TIMEOUT, chat
 from hero_mini.envs.base import STOP
 from hero_mini.envs.tau_script import asks_yes
 
@@ -70,7 +70,7 @@ def policy_user(policy: Policy, *, max_tokens: int = 128) -> User:
     return speak
 
 
-def endpoint_user(url: str, model: str, *, api_key: str = "", timeout: float = 60.0) -> User:
+def endpoint_user(url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT) -> User:
     """A user behind an OpenAI-compatible endpoint, for example `http://localhost:8000/v1`, under tau2's own rules.
 
     raises HeroError when it speaks: the endpoint cannot be reached, or its answer is not a chat completion
