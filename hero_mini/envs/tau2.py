@@ -168,8 +168,7 @@ class Tau2Env(Listed):
         return other
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
-        if self.task is None or self.done:
-            raise HeroError("this episode is over or was never started; call reset first")
+        self.check_running()
         check_text(action)
         parsed, problem = self._read_action(action.encode(errors="replace").decode())
         repeated = str(parsed) in self.calls

@@ -33,7 +33,6 @@ from hero_mini.envs.webshop_catalogue import (
     path,
 )
 from hero_mini.envs.worlds import Generated
-from hero_mini.runtime import HeroError
 
 if TYPE_CHECKING:
     from bm25s import BM25
@@ -44,6 +43,7 @@ search[keywords] on the search page, else click[id, option or button]. Features 
 MAX_RESULTS = 9
 NO_RESULTS = "0 results"
 SEARCH_PAGE = "Search page."
+PARTS = ("type", "attributes", "options", "price", "of")  # of the reward, see `reward_parts`
 TYPE_REWARD = (0.0, 0.1, 0.5, 1.0)  # by how much of department, shelf and kind is shared
 
 
@@ -98,15 +98,14 @@ class WebShop(Generated):
         return other
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
-        if self.task is None or self.done:
-            raise HeroError("this episode is over or was never started; call reset first")
+        self.check_running()
         parsed = parse_action(action)
         before, better = self.clone(), self.expert()
         call = (*self.place(), str(parsed))
         repeated = call in self.calls
         self.calls.add(call)
         self.turn += 1
-        error, parts, reward = None, dict.fromkeys(("type", "attributes", "options", "price", "of"), 0.0), 0.0
+        error, parts, reward = None, dict.fromkeys(PARTS, 0.0), 0.0
         try:
             observation = self._act(parsed)
         except Refused as refusal:

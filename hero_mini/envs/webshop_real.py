@@ -28,7 +28,7 @@ from hero_mini.envs.base import (
     parse_action,
     signatures,
 )
-from hero_mini.envs.webshop import NO_RESULTS
+from hero_mini.envs.webshop import NO_RESULTS, PARTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
 from hero_mini.envs.worlds import Listed
@@ -39,7 +39,6 @@ number, an option or a button of the page. The product must have every attribute
 for, and cost no more than its limit. Choose the options first: click[Buy Now] ends the episode."""
 
 GOALS = {"test": slice(500), "validation": slice(500, 1500), "train": slice(1500, None)}  # baseline_models/env.py
-PARTS = ("type", "attributes", "options", "price", "of")
 NAVIGATION = {BACK.lower(), PREV.lower(), NEXT.lower()}
 SHORTCUTS = {"<r>", "<a>", "<c>", "<q>"}  # first words that are no search to upstream's engine.py; some crash it
 NOTHING = "nothing"  # an action that upstream ignores
@@ -118,8 +117,7 @@ class RealWebShop(Listed):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
         """Carry out an action; the reward is upstream's, at the purchase only, and 1.0 is success."""
-        if self.task is None or self.done:
-            raise HeroError("this episode is over or was never started; call reset first")
+        self.check_running()
         check_text(action)
         parsed = read(action.encode(errors="replace").decode())
         sent, problem = spell(parsed, self._offered())

@@ -15,11 +15,17 @@ class World:
 
     name: str
     task_named: Callable[[str], Task]
+    done: bool  # whether the episode is over
 
     def __init__(self, max_turns: int):
         check_whole(1, max_turns=max_turns)
         self.max_turns = max_turns
         self.task: Task | None = None
+
+    def check_running(self) -> None:
+        """raises HeroError: there is no episode in which a step could be taken"""
+        if self.task is None or self.done:
+            raise HeroError("this episode is over or was never started; call reset first")
 
     def chosen_task(self, seed: int | None, options: dict | None) -> Task:
         """`options["task"]` (a Task or its id); without one, the train task at place `seed`."""
