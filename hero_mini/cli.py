@@ -16,7 +16,7 @@ from pathlib import Path
 from hero_mini import commands
 from hero_mini.config import SIZES, TrainConfig, WarmupConfig  # no torch: --help stays quick
 from hero_mini.envs import ENVS, SPLITS
-from hero_mini.runtime import HeroError, nearest
+from hero_mini.runtime import HeroError, expanded, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +36,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after an error that the reader can act on."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed by whoever started this
+            setattr(sys, stream, open(os.devnull, "w"))
     parser = build_parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     options, unknown = parser.parse_known_args(arguments)
@@ -104,16 +107,16 @@ def build_parser() -> Parser:
 
     sub = command("rollout", commands.rollout, "Let the agent act and keep the episodes as JSON lines.")
     model_options(sub), work_options(sub, split="train")
-    sub.add_argument("--out", type=Path, default=Path("runs/rollouts.jsonl"))
+    sub.add_argument("--out", type=place, default=Path("runs/rollouts.jsonl"))
 
     sub = command("reflect", commands.reflect, "Diagnose every turn of kept rollouts and compare with the oracle.")
     model_options(sub)
-    sub.add_argument("--rollouts", type=Path, default=Path("runs/rollouts.jsonl"))
+    sub.add_argument("--rollouts", type=place, default=Path("runs/rollouts.jsonl"))
     sub.add_argument("--reflector", default="self", choices=["self", "oracle", "endpoint"])
     sub.add_argument("--url", help="of an OpenAI-compatible endpoint, for --reflector endpoint (key: OPENAI_API_KEY)")
     sub.add_argument("--endpoint-model", default="gpt-4o", help="the model to ask for there")
     as_in_train(sub, "max_action_tokens", "batch_size")
-    sub.add_argument("--out", type=Path, default=Path("runs/reflections.csv"))
+    sub.add_argument("--out", type=place, default=Path("runs/reflections.csv"))
 
     sub = command(
         "probe",
@@ -122,7 +125,7 @@ def build_parser() -> Parser:
         "Writes reflection.csv (a row per turn) and edge.csv (a row per turn and context) to --out.",
     )
     model_options(sub), work_options(sub, split="test")
-    sub.add_argument("--out", type=Path, default=Path("runs/probe"))
+    sub.add_argument("--out", type=place, default=Path("runs/probe"))
 
     sub = command(
         "traps",
@@ -131,7 +134,7 @@ def build_parser() -> Parser:
         "Writes leakage.csv, anchoring.csv and credit.csv (the tokens of one wrong call) to --out.",
     )
     model_options(sub), work_options(sub, split="validation")
-    sub.add_argument("--out", type=Path, default=Path("runs/traps"))
+    sub.add_argument("--out", type=place, default=Path("runs/traps"))
 
     sub = command(
         "mechanism",
@@ -141,7 +144,7 @@ def build_parser() -> Parser:
         "turn and teacher) and summary.csv (means with intervals) to --out.",
     )
     model_options(sub), work_options(sub, split="validation")
-    sub.add_argument("--out", type=Path, default=Path("runs/mechanism"))
+    sub.add_argument("--out", type=place, default=Path("runs/mechanism"))
 
     sub = command(
         "growth",
@@ -151,18 +154,18 @@ def build_parser() -> Parser:
         "folder.",
     )
     model_options(sub, adapter=False)
-    sub.add_argument("--run", dest="run_folder", type=Path, required=True, help="the folder that train wrote")
+    sub.add_argument("--run", dest="run_folder", type=place, required=True, help="the folder that train wrote")
     sub.add_argument("--split", default="validation", choices=SPLITS)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many tasks")
     sub.add_argument("--n", type=positive, help="number of tasks, instead of the preset's")
-    sub.add_argument("--out", type=Path, help="the table (default: growth.csv in the run's folder)")
+    sub.add_argument("--out", type=place, help="the table (default: growth.csv in the run's folder)")
 
     sub = command("train", commands.train, "Train one arm. A run that was interrupted goes on when called again.")
     model_options(sub)
     sub.add_argument("--preset", default="quick", choices=SIZES, help="how many updates of how many tasks")
     theirs = {"updates": "preset's", "tasks": "preset's", "max_turns": "environment's"}
     every_setting(sub, TrainConfig, elsewhere=theirs)
-    sub.add_argument("--out", type=Path, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
+    sub.add_argument("--out", type=place, help="folder of the run (default: runs/<arm>-<env>-<seed>)")
 
     sub = command("eval", commands.eval, "Success, turns and waste on held-out tasks, with intervals and floors.")
     model_options(sub), work_options(sub, split="test")
@@ -172,7 +175,7 @@ def build_parser() -> Parser:
     )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=place,
         default=Path("runs/eval.csv"),
         help="table that the rows are added to; the same agent's of this seed, world and split are replaced",
     )
@@ -181,7 +184,7 @@ def build_parser() -> Parser:
     model_options(sub)
     sub.add_argument("--label", type=printable, default="base", help="what to call this agent in the table")
     sub.add_argument("--seed", type=whole, default=0, help="the seed of the agent's training, for the table")
-    sub.add_argument("--out", type=Path, default=Path("runs/ability.csv"), help="this table is replaced")
+    sub.add_argument("--out", type=place, default=Path("runs/ability.csv"), help="this table is replaced")
 
     sub = command(
         "study",
@@ -193,10 +196,10 @@ def build_parser() -> Parser:
     sub.add_argument("name", help="which one: see hero_mini/studies.py")
     sub.add_argument("--model", help="as elsewhere (default: the embedded one that the study needs)")
     sub.add_argument("--preset", default="full", choices=SIZES, help="how much per run, and how many seeds")
-    sub.add_argument("--runs", type=Path, default=Path("runs/studies"), help="where the runs are kept")
+    sub.add_argument("--runs", type=place, default=Path("runs/studies"), help="where the runs are kept")
     sub.add_argument(
         "--data",
-        type=Path,
+        type=place,
         help="where the tables go (default: figures/data, or data-<preset> in the folder of --runs)",
     )
     sub.add_argument("--engine", default="local", choices=("local", "ray"), help="a run at a time, or a Ray cluster")
@@ -216,7 +219,7 @@ def build_parser() -> Parser:
     )
 
     sub = command("warmup", commands.warmup, "Teach a warm-up; by default, rebuild that of the model `default`.")
-    sub.add_argument("--out", type=Path, help="folder of the adapter (default: the package's own)")
+    sub.add_argument("--out", type=place, help="folder of the adapter (default: the package's own)")
     every_setting(sub, WarmupConfig)
 
     command("fidelity", commands.fidelity, "Hold the mini worlds against the real ones, into figures/data.")
@@ -229,7 +232,7 @@ def build_parser() -> Parser:
     sub.add_argument("--preset", default="quick", choices=SIZES)
     sub.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     sub = command("site", commands.site, "Render all pages, with their committed outputs, into one static site.")
-    sub.add_argument("--out", type=Path, default=Path("runs/site"))
+    sub.add_argument("--out", type=place, default=Path("runs/site"))
     sub = command("refresh", commands.refresh, "Re-execute the committed notebooks in place.")
     sub.add_argument("pages", nargs="*", help="how the names of some begin, such as 08 (default: all)")
     sub = command(
@@ -238,7 +241,7 @@ def build_parser() -> Parser:
         "Copy the notebooks without their solutions, for a class.\n\n"
         "A copy that somebody has worked in is never overwritten.",
     )
-    sub.add_argument("--out", type=Path, default=Path("runs/student"), help="folder of the copies")
+    sub.add_argument("--out", type=place, default=Path("runs/student"), help="folder of the copies")
     return parser
 
 
@@ -263,6 +266,16 @@ def as_in_train(sub: Parser, *names: str) -> None:
         sub.add_argument(
             f"--{name.replace('_', '-')}", type=positive, default=default, help=f"as in train (default: {default})"
         )
+
+
+def place(text: str) -> Path:
+    """Where a file or a folder lies."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder, . for this one")
+    try:
+        return expanded(text)
+    except HeroError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
 
 
 def printable(text: str) -> str:

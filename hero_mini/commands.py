@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -66,13 +67,13 @@ def _api_key() -> str:
     return key
 
 
-def _tables(folder: Path, *names: str) -> list[Path]:
+def _tables(options: argparse.Namespace, *names: str) -> list[Path]:
     """The files of a command's tables, of which it is known before long work that they can be written."""
     from hero_mini.tables import check_table
 
-    files = [folder / f"{name}.csv" for name in names]
+    files = [options.out / f"{name}.csv" for name in names]
     for file in files:
-        check_table(file)
+        check_table(file, options.line)
     return files
 
 
@@ -92,7 +93,7 @@ def reflect(options: argparse.Namespace) -> None:
     from hero_mini.rollout import load_rollouts, spells
     from hero_mini.tables import check_table, write_table
 
-    check_table(options.out)
+    check_table(options.out, options.line)
     if options.url and options.reflector != "endpoint":
         raise HeroError(
             f"--url is asked by --reflector endpoint alone, not by {options.reflector}; leave one of them out"
@@ -127,7 +128,7 @@ def probe(options: argparse.Namespace) -> None:
     from hero_mini.probe import probe, summary
     from hero_mini.tables import write_table
 
-    files = _tables(options.out, "reflection", "edge")
+    files = _tables(options, "reflection", "edge")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
     turns, edges = probe(policy, rollouts, seed=options.seed, progress=True, **_reading(options))
@@ -141,7 +142,7 @@ def traps(options: argparse.Namespace) -> None:
     from hero_mini.reflect import self_reflector
     from hero_mini.tables import write_table
 
-    files = _tables(options.out, "leakage", "anchoring", "credit")
+    files = _tables(options, "leakage", "anchoring", "credit")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy)
     reflections = self_reflector(policy, progress=True, **_reading(options))(rollouts)
@@ -161,7 +162,9 @@ def mechanism(options: argparse.Namespace) -> None:
     from hero_mini.told import all_teachers
     from hero_mini.track import track
 
-    files = _tables(options.out, "heat", "turns", "summary")
+    files = _tables(options, "heat", "turns", "summary")
+    if options.n == 1:
+        raise HeroError("--n is 1, but one teacher reads the demonstration of another task; ask for 2 or more")
     policy = _policy(options, options.env)
     rollouts = _rollouts(options, policy, repeats=2)
     tracks = [track(policy, rollout) for rollout in rollouts]
@@ -182,7 +185,7 @@ def growth(options: argparse.Namespace) -> None:
     from hero_mini.tables import check_table, write_table
 
     config, begun_with, weights, agents = kept(options.run_folder)
-    check_table(out := options.out or options.run_folder / "growth.csv")
+    check_table(out := options.out or options.run_folder / "growth.csv", options.line)
     model, before = model_for(options.model, config.env), merged_into(begun_with)
     options.adapter = str(before[-1]) if before else "none"
     policy = _policy(options, config.env)
@@ -231,7 +234,7 @@ def eval(options: argparse.Namespace) -> None:
     named += {"default": [], "none": ["no warm-up"]}.get(options.adapter.lower(), [options.adapter])
     named += [options.endpoint_model] if options.endpoint_model else []
     label, limits = options.label or ", ".join(named) or "base", _limits(options)
-    check_table(options.out)
+    check_table(options.out, options.line)
 
     def kept() -> pd.DataFrame:
         if not options.out.exists():
@@ -267,7 +270,7 @@ def ability(options: argparse.Namespace) -> None:
     from hero_mini.ability import general_ability
     from hero_mini.tables import check_table, write_table
 
-    check_table(options.out)
+    check_table(options.out, options.line)
     table = general_ability(_policy(options, env="retail"))
     write_table(options.out, table.assign(arm=options.label, seed=options.seed), command=options.line)
     print(table.groupby("kind")[["correct", "perplexity"]].mean().round(3).to_string())
@@ -358,4 +361,4 @@ def student(options: argparse.Namespace) -> None:
 
     for file in write_handouts(options.out):
         print(file)
-    print(f"open them with: python -m jupyter lab {options.out}")
+    print(f"open them with: {shlex.join(['python', '-m', 'jupyter', 'lab', str(options.out)])}")

@@ -164,7 +164,7 @@ class WarmupConfig:
 RANGES: dict[str, Callable[[float], bool]] = {  # in words, and as a test that nan fails
     "above 0": lambda value: 0 < value < math.inf,
     "a number of 63 bits, not negative": lambda value: 0 <= value < 2**63,
-    "below a billion": lambda value: value < 1e9,
+    "at most a million": lambda value: value <= 1e6,
     "at most 1": lambda value: value <= 1,
     "from 0.001 to 1000": lambda value: 1e-3 <= value <= 1e3,
     "0 or more": lambda value: 0 <= value < math.inf,
@@ -174,7 +174,7 @@ RANGES: dict[str, Callable[[float], bool]] = {  # in words, and as a test that n
 COUNTS = "updates tasks group budget max_turns max_action_tokens batch_size steps rank top_k max_tokens"
 TRAIN_RANGES = {
     "above 0": f"{COUNTS} lr clip",
-    "below a billion": COUNTS,
+    "at most a million": COUNTS,
     "at most 1": "lr",
     "from 0.001 to 1000": "temperature",
     "a number of 63 bits, not negative": "seed",
@@ -184,7 +184,7 @@ TRAIN_RANGES = {
 }
 WARMUP_RANGES = {
     "above 0": "episodes batch max_turns rank lr max_tokens",
-    "below a billion": "episodes batch max_turns rank max_tokens",
+    "at most a million": "episodes batch max_turns rank max_tokens",
     "at most 1": "lr",
     "a number of 63 bits, not negative": "seed",
     "0 or more": "own_every branch_every demo_every reflection_weight",

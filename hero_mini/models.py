@@ -32,11 +32,12 @@ from transformers.utils import logging
 from hero_mini.attention import register
 from hero_mini.config import ADAPTERS, WARMUPS
 from hero_mini.embedded import NAME, embedded_model
-from hero_mini.runtime import HeroError, expanded, first_line, nearest
+from hero_mini.runtime import HeroError, expanded, first_line, nearest, read_json, weights_digest
 
 START, END = "<|im_start|>", "<|im_end|>"
 WARMUP_FILE = "warmup.json"  # in an adapter's folder: how it was warmed up
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # anything else is the path of a folder
+TRAINED_ON = "trained_on.json"  # beside an adapter: the digests of the weights that it changes
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -48,6 +49,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     name: str
     warmed_up: bool = True  # has learnt how a diagnosis is written; any other reflector is told
+    digests: tuple[str, ...] = ()  # `weights_digest` of model and adapters; empty for the embedded one and from a hub
 
     def __post_init__(self) -> None:
         missing = [token for token in (START, END) if token not in self.tokenizer.get_added_vocab()]
@@ -152,14 +154,17 @@ def load_policy(
         check_place(place)
     # a merge is done in float32 and rounded once
     network, tokenizer = _load(embedded_model() if warmup else model, torch.float32 if adapters else kind)
+    digests = ["" if warmup else weights_digest(expanded(model))]
     for where, config in adapters:
+        check_trained_on(where, digests)
         network, name = _merge(network, name, where, config)
+        digests.append(weights_digest(where))
     for parameter in network.parameters():  # not Module.to: the rotary frequencies stay float32
         parameter.data = parameter.data.to(kind)
     network.config.dtype = kind
     network.name_or_path = name  # peft writes it into adapters trained on this policy
     warmed_up = any(_shipped(where) or (Path(where) / WARMUP_FILE).is_file() for where, _ in adapters)
-    return Policy(network.to(target).eval(), tokenizer, name, warmed_up)
+    return Policy(network.to(target).eval(), tokenizer, name, warmed_up, tuple(digests))
 
 
 def check_place(place: str) -> None:
@@ -293,6 +298,17 @@ def check_made_for(config: PeftConfig, name: str, where: str) -> None:
         raise HeroError(
             f"The adapter {where} was made for {base}, not for {name}: load it with that model, or pass adapter=None; "
             "if both are the same, correct base_model_name_or_path in adapter_config.json there."
+        )
+
+
+def check_trained_on(where: str, digests: Sequence[str]) -> None:
+    """raises HeroError: the weights that an adapter was trained on are others now; `digests`: theirs, in order"""
+    file = Path(where) / TRAINED_ON
+    before = read_json(file).get("digests", ()) if file.is_file() else ()
+    if any(then != now for then, now in zip(before, digests, strict=False) if then and now):
+        raise HeroError(
+            f"The adapter {where} was trained on {PeftConfig.from_pretrained(where).base_model_name_or_path}, of which "
+            "some weights are others by now: bring them back, or train it again."
         )
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.envs import edition
-from hero_mini.runtime import HeroError, atomic_write, read_json
+from hero_mini.runtime import HeroError, atomic_write, read_json, weights_digest
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import check_columns, origin, read_table, write_origin, write_table
 
@@ -52,12 +52,7 @@ def start(model: str) -> str:
         if not weights.is_file():
             raise HeroError(f"the warm-up of {model} is not here; copy {weights.parent} from the repository")
         return hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    digest = hashlib.sha256(model.encode())
-    for file in sorted(Path(model).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(weights.read(1 << 20))
-            weights.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(weights.read())
+    digest = hashlib.sha256(f"{model} {weights_digest(model)}".encode())
     return f"{Path(model).name}-{digest.hexdigest()[:8]}"
 
 

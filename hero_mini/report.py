@@ -13,7 +13,7 @@ from hero_mini import compare, probe, results
 from hero_mini.bootstrap import by_task, interval
 from hero_mini.claims import DATA, claims_table
 from hero_mini.evaluate import ended_early
-from hero_mini.runtime import HeroError, atomic_write, check_clone
+from hero_mini.runtime import HeroError, atomic_write, check_clone, first_line
 from hero_mini.tables import RESTORE, read_table
 
 TEXTS = (Path("README.md"), Path("figures/README.md"), Path("notebooks/teaching.md"))  # with places for tables
@@ -179,6 +179,10 @@ def draw() -> None:
                 picture = make(read_table(path))
             except KeyError as problem:
                 raise HeroError(f"{path} has no column {problem.args[0]}; {RESTORE}") from problem
+            except (TypeError, ValueError) as problem:
+                raise HeroError(
+                    f"{path} has values that cannot be drawn ({first_line(problem)}); {RESTORE}"
+                ) from problem
             figures.save(picture, f"figures/{name}")
 
     def bars(groups: Iterable[tuple[str, pd.DataFrame]]) -> object:

@@ -21,6 +21,7 @@ EMPTY = (  # columns of a table without rows
     "run arm variant trained_on seed env agent table task trial success turns update env_turns no_contrast item kind "
     "correct perplexity"
 ).split()
+KEY = ("run", "env", "task", "trial", "update", "item", "who", "path", "number")  # no two rows are alike in all of them
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -28,11 +29,14 @@ def read(path: Path) -> pd.DataFrame:
     rows = read_table(path)
     own = {"ability": ("perplexity",), "growth": ("value",)}
     needed = own.get(path.stem.rpartition("_")[2], ("trained_on", "success", "turns"))
-    check_columns(path, rows, ("run", "arm", "seed", "env", *needed))
-    for name in ("seed", "success", "turns", "wasted"):
+    check_columns(path, rows, ("run", "arm", "variant", "seed", "env", *needed))
+    if not all(isinstance(name, str) for name in rows["arm"]):
+        raise HeroError(f"{path} has rows without an arm; {RESTORE}")
+    if rows.duplicated([name for name in KEY if name in rows]).any():
+        raise HeroError(f"{path} has rows of the same run twice; {RESTORE}")
+    for name in ("seed", "success", "turns", "wasted", "env_turns"):
         if name in rows and not (pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().all()):
             raise HeroError(f"{path} has values of {name} that are no numbers; {RESTORE}")
-    rows = rows if "variant" in rows else rows.assign(variant="")
     return rows.assign(agent=[agent(*pair) for pair in zip(rows["arm"], rows["variant"], strict=True)])
 
 

@@ -19,7 +19,7 @@ from hero_mini.envs.base import task_id
 from hero_mini.evaluate import ended_early, rollout_rows
 from hero_mini.grpo import without_contrast
 from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
-from hero_mini.models import Policy, check_place, fingerprint
+from hero_mini.models import TRAINED_ON, Policy, check_place, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage
@@ -204,3 +204,4 @@ class Run:
         if first():
             with whole_folder(self.out / name) as folder:
                 self.student.model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+                (folder / TRAINED_ON).write_text(json.dumps({"digests": self.student.digests}) + "\n", encoding="utf-8")

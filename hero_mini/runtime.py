@@ -80,6 +80,20 @@ def expanded(path: str | Path) -> Path:
     return found
 
 
+def weights_digest(place: str | Path) -> str:
+    """Eight hex digits of the weights in a folder, of the first and the last megabyte of each file; empty without any.
+
+    It changes where a model was trained on or replaced; finding that out costs no loading.
+    """
+    digest, files = sha256(), sorted(Path(place).glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as weights:
+            digest.update(weights.read(1 << 20))
+            weights.seek(max(0, file.stat().st_size - (1 << 20)))
+            digest.update(weights.read())
+    return digest.hexdigest()[:8] if files else ""
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 # mallopt parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -200,6 +214,9 @@ def read_json(path: str | Path, remedy: str = "restore it, for example with git 
     return found
 
 
+RUN_FILES = ("config.json", "metrics.csv", "checkpoint.pt")  # of a training, see `run`
+
+
 def check_out(path: str | Path) -> None:
     """Before long work: whether its result can be written to this file. raises HeroError: it cannot"""
     path = Path(path)
@@ -210,6 +227,9 @@ def check_out(path: str | Path) -> None:
     check_ordinary(path)
     if path.is_dir():
         raise HeroError(f"{path} is a folder; name a file in it")
+    of_a_run = path.name in RUN_FILES and (path.parent / "checkpoint.pt").exists()
+    if of_a_run or (path.name == "config.json" and path.exists()):
+        raise HeroError(f"{path} is a file of a training or a model; choose another name")
 
 
 def check_clone(*needed: str | Path) -> None:

@@ -23,10 +23,16 @@ RESTORE = "restore it (git checkout), delete it, or name another"
 def write_table(path: Path, table: pd.DataFrame, **about: object) -> None:
     """Write `table` to `path`, and then its .json twin, which says how many rows there have to be.
 
+    A table with fewer rows than before comes after its twin: a kill in between leaves more rows than there have to be.
     A carriage return, which readers take for the end of a row, becomes a line break.
     """
-    atomic_write(path, table.replace("\r\n?", "\n", regex=True).to_csv(index=False))
+    content = table.replace("\r\n?", "\n", regex=True).to_csv(index=False)
+    fewer = path.exists() and len(table) < origin(path).get("rows", 0)
+    if not fewer:
+        atomic_write(path, content)
     write_origin(path, **about, rows=len(table))
+    if fewer:
+        atomic_write(path, content)
 
 
 def write_origin(path: Path, **about: object) -> None:
@@ -77,16 +83,20 @@ def check_columns(path: Path, table: pd.DataFrame, needed: Collection[str]) -> N
         raise HeroError(f"{path} has no column {', '.join(sorted(lost))}; {RESTORE}")
 
 
-def check_table(path: Path) -> None:
-    """Before long work: whether its table can be written to this file. raises HeroError: it cannot"""
+def check_table(path: Path, line: str = "") -> None:
+    """Before long work: whether its table can be written to this file. raises HeroError: it cannot
+
+    line: the command that makes it, which may not take the place of another command's table
+    """
     check_out(path)
     twin = path.with_suffix(".json")
     if path == twin:
         raise HeroError(f"{path} would be overwritten by the table's own description; end its name in .csv")
     if twin.exists() and "commit" not in read_json(twin):
         raise HeroError(f"{twin} is not a table's description, and would be overwritten by one; choose another name")
-    if path.name == "metrics.csv" and (path.parent / "checkpoint.pt").exists():
-        raise HeroError(f"{path} is what a training has measured; choose another name")
+    before, now = (str(text).split()[3:4] for text in (origin(path).get("command", ""), line))
+    if path.exists() and before and now and before != now:
+        raise HeroError(f"{path} is a table of the command {before[0]}; choose another name")
 
 
 def commit() -> str:

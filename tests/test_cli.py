@@ -161,6 +161,21 @@ def test_no_rollouts_are_one_sentence(capsys, tmp_path):
     assert "holds no rollouts; collect some" in capsys.readouterr().err
 
 
+def test_a_place_may_be_at_home_but_not_nowhere(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build_parser().parse_args(["rollout", "--out=~/a b.jsonl"]).out == tmp_path / "a b.jsonl"
+    assert "it is empty; name a file or a folder" in error_of(capsys, "student", "--out", "")
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_is_no_failure(closed):
+    command = f"{sys.executable} -m hero_mini memory --model nothing/here {closed}>&-"
+    assert subprocess.run(f"{command} || exit 7", shell=True, capture_output=True, text=True).returncode == 7
+    fine = f"{sys.executable} -m hero_mini memory {closed}>&-"
+    done = subprocess.run(fine, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
 def test_every_command_has_help():
     commands = next(a for a in build_parser()._actions if a.dest == "command").choices
     expected = {"rollout", "reflect", "probe", "train", "eval", "ability", "study", "mechanism", "growth", "traps"}

@@ -346,7 +346,7 @@ def test_the_page_with_all_data(tmp_path, monkeypatch):
     ability += [(a, s, "text", "text", np.nan, 10.0) for a in ("base", "hero") for s in (0, 1)]
     columns = ["arm", "seed", "item", "kind", "correct", "perplexity"]
     ability = pd.DataFrame(ability, columns=columns)
-    ability = ability.assign(run=ability["arm"] + ability["seed"].astype(str), env="", trained_on="retail")
+    ability = ability.assign(run=ability["arm"] + ability["seed"].astype(str), env="", variant="", trained_on="retail")
     data = tmp_path / "figures" / "data"
     ability.to_csv(data / "retail_ability.csv", index=False)
     grid = pd.concat([outcomes(j.arm, j.variant, seeds=1) for j in STUDIES["grid_retail"](SIZES["full"])])

@@ -212,6 +212,25 @@ def test_adapter_on_top_of_others(folder: Path, tmp_path: Path) -> None:
         load_policy(folder, adapter=made)
 
 
+def test_an_adapter_knows_the_weights_that_it_was_trained_on(folder: Path, tmp_path: Path) -> None:
+    """They may go on training in the same place, or another model may lie there."""
+    below = load_policy(folder, adapter=None, dtype="float32")
+    first = make_adapter(below.model, below.name, tmp_path / "first")
+    agent = load_policy(folder, adapter=first, dtype="float32")
+    second = make_adapter(agent.model, agent.name, tmp_path / "second")
+    note = second / models.TRAINED_ON
+    note.write_text(json.dumps({"digests": agent.digests}))
+    assert [len(digest) for digest in load_policy(folder, adapter=second).digests] == [8, 8, 8]
+    weights = load_file(first / "adapter_model.safetensors")
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, first / "adapter_model.safetensors")
+    with pytest.raises(HeroError, match="second was trained on .*first, of which some weights are others by now"):
+        load_policy(folder, adapter=second)
+    assert load_policy(folder, adapter=first).digests[1] != agent.digests[1]
+    note.write_text("{")
+    with pytest.raises(HeroError, match="trained_on.json is damaged"):
+        load_policy(folder, adapter=second)
+
+
 # --- folders that are no model ---------------------------------------------------------------------------------------
 def test_folder_is_no_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(HeroError, match="does not exist"):

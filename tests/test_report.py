@@ -40,6 +40,13 @@ def agents(gain: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def written(path: Path, *parts: pd.DataFrame) -> None:
+    """A study's table of these rows, every run with a name of its own."""
+    rows = pd.concat(parts)
+    who = [rows[name].astype(str) for name in ("arm", "variant", "trained_on", "seed")]
+    rows.assign(run=who[0].str.cat(who[1:], "-")).to_csv(path, index=False)
+
+
 def test_without_data_every_claim_is_open(data):
     claims = claimed.claims_table()
     assert list(claims.columns) == claimed.COLUMNS
@@ -76,12 +83,11 @@ def test_an_arm_has_to_beat_both_of_its_parts(data):
     for arm, gain in (("diagnosis_only", 0.1), ("env_feedback", 0.3)):
         rows.append(agents(gain).query("arm == 'hero'").assign(arm=arm))
     failed = agents(0.2).query("arm == 'hero'").assign(variant="outcomes=failure")
-    pd.concat([*rows, failed]).to_csv(data / "ablations_retail.csv", index=False)
+    written(data / "ablations_retail.csv", *rows, failed)
     claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["reflection_plus_observation_beats_either"] == 0.1
     assert claims["learns_from_failures_only"] == 0.2
-    fewer = pd.concat([rows[0], rows[1][rows[1]["seed"] == 0], rows[2]])
-    fewer.to_csv(data / "ablations_retail.csv", index=False)
+    written(data / "ablations_retail.csv", rows[0], rows[1][rows[1]["seed"] == 0], rows[2])
     both = claimed.claims_table().set_index("claim_id").loc["reflection_plus_observation_beats_either"]
     assert both["n_seeds"] == 1 and both["verdict"].endswith("one seed"), "the seeds that all three have"
 
@@ -91,7 +97,7 @@ def test_transfer_is_read_where_it_was_not_trained(data):
     rows = [base.assign(env=env) for env in ("retail", "airline", "webshop")]
     weak = agents(0.1).query("arm == 'hero'")
     rows += [trained.assign(trained_on="airline", env="airline"), weak.assign(env="airline")]
-    pd.concat(rows).to_csv(data / "worlds.csv", index=False)
+    written(data / "worlds.csv", *rows)
     claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["hero_beats_base_airline"] == 0.4 and claims["transfer_airline"] == 0.1
     assert claims["base_success_airline"] == 0.3 and claims["hero_beats_base_webshop"] == ""
@@ -100,9 +106,24 @@ def test_transfer_is_read_where_it_was_not_trained(data):
 def test_groups_are_how_grpo_is_meant(data):
     grpo = agents(0.1).query("arm == 'hero'").assign(arm="grpo", variant=f"group=4 tasks=6 lr={OWN_LR['grpo']}")
     pairs = agents(0.3).query("arm == 'hero'").assign(arm="grpo", variant="group=2 tasks=12")
-    pd.concat([agents(0.4), grpo, pairs]).to_csv(data / "retail.csv", index=False)
+    written(data / "retail.csv", agents(0.4), grpo, pairs)
     claims = claimed.claims_table().set_index("claim_id")["ours"]
     assert claims["hero_beats_grpo_tight_budget_retail"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda rows: rows.drop(columns="variant"), "no column variant"),
+        (lambda rows: rows.assign(arm=rows["arm"].where(rows["seed"] > 0)), "rows without an arm"),
+        (lambda rows: pd.concat([rows, rows[:1]]), "rows of the same run twice"),
+        (lambda rows: rows.assign(success="x"), "values of success that are no numbers"),
+    ],
+)
+def test_a_damaged_table_makes_no_claim(data, damage, why):
+    damage(agents(0.4)).to_csv(data / "retail.csv", index=False)
+    with pytest.raises(HeroError, match=why):
+        claimed.claims_table()
 
 
 def test_forgetting_shows_in_plain_text(data):

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from hero_mini import tables
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, atomic_write, check_out
+from hero_mini.tables import check_table, read_table, write_table
 
 
 @pytest.fixture
@@ -78,10 +79,42 @@ def test_a_table_does_not_lie_under_its_own_description(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"arm": "hero"}')
     with pytest.raises(HeroError, match="config.json is not a table's description"):
         tables.check_table(tmp_path / "config.csv")
-    tables.check_table(tmp_path / "metrics.csv")
-    (tmp_path / "checkpoint.pt").write_text("")
-    with pytest.raises(HeroError, match="metrics.csv is what a training has measured"):
-        tables.check_table(tmp_path / "metrics.csv")
     (tmp_path / "t.json").write_text('{"rows": "many"}')
     with pytest.raises(HeroError, match="t.json is damaged .rows."):
         tables.origin(tmp_path / "t.csv")
+
+
+def test_a_kill_between_a_table_and_its_twin_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is written first: there are never fewer rows than the twin says."""
+    path, calls = tmp_path / "rows.csv", []
+
+    def dies(*arguments: object, **about: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        atomic_write(*arguments)
+
+    for n, left in ((5, 5), (3, 5), (8, 8)):
+        write_table(path, pd.DataFrame({"x": range(5)}))
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(tables, "atomic_write", dies)
+            write_table(path, pd.DataFrame({"x": range(n)}))
+        assert len(read_table(path)) == left
+
+
+def test_a_command_does_not_replace_anothers_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    write_table(path, pd.DataFrame({"x": [1]}), command="python -m hero_mini eval --n 3")
+    check_table(path, "python -m hero_mini eval --n 4")
+    with pytest.raises(HeroError, match="rows.csv is a table of the command eval; choose another name"):
+        check_table(path, "python -m hero_mini ability")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "checkpoint.pt"])
+def test_a_file_of_a_run_is_nobodys_output(tmp_path: Path, name: str) -> None:
+    check_out(tmp_path / name)
+    for file in ("config.json", "checkpoint.pt"):
+        (tmp_path / file).write_text("x")
+    with pytest.raises(HeroError, match=f"{name} is a file of a training or a model"):
+        check_out(tmp_path / name)

@@ -357,6 +357,8 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
     assert not (tmp_path / "parts").exists() and (tmp_path / "parts.checkpoint").exists()
     with pytest.raises(HeroError, match="other settings"):
         warm_up(tiny, tmp_path / "parts", replace(config, lr=0.5), progress=False)
+    with hero_mini.warmup.alone(tmp_path / "parts"), pytest.raises(HeroError, match="another warm-up is made in"):
+        warm_up(tiny, tmp_path / "parts", config, progress=False)
     warm_up(tiny, tmp_path / "parts", config, progress=False)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
