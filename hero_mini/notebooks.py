@@ -140,6 +140,20 @@ def _value(text: str) -> object:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
+def join_prints(page: nbformat.NotebookNode) -> None:
+    """Prints that follow each other become one output; on a busy machine they come in parts."""
+    for cell in page.cells:
+        joined: list[nbformat.NotebookNode] = []
+        for output in cell.get("outputs", []):
+            last = joined[-1] if joined else None
+            if last and last.output_type == output.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+            else:
+                joined.append(output)
+        if joined:
+            cell.outputs = joined
+
+
 def refresh(pages: Sequence[str] = ()) -> None:
     """Re-execute the committed notebooks in place; twice in a row changes no byte.
 
@@ -161,6 +175,8 @@ def refresh(pages: Sequence[str] = ()) -> None:
         run_page(notebook, work, {})  # without parameters papermill adds no cell; where a page stops, it is left
         strip = ["nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", NOISE, str(work)]
         subprocess.run([sys.executable, "-m", *strip], check=True)
+        page = nbformat.read(work, as_version=4)
+        join_prints(page)
         here = f"{Path.cwd()}/"  # stands in the traceback of an error that is shown on purpose
-        atomic_write(notebook, work.read_text(encoding="utf-8").replace(here, ""))
+        atomic_write(notebook, nbformat.writes(page).replace(here, "") + "\n")
         work.unlink()

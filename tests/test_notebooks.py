@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hero_mini.notebooks import check_parameters, check_target, overview, refresh, run_page, target_of
+from hero_mini.notebooks import check_parameters, check_target, join_prints, overview, refresh, run_page, target_of
 from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
@@ -71,6 +71,19 @@ def test_a_page_that_no_run_has_left_is_not_overwritten(tmp_path):
     page.metadata["papermill"] = {}
     nbformat.write(page, tmp_path / "mine.ipynb")
     check_target(tmp_path / "mine.ipynb")
+
+
+def test_prints_that_follow_each_other_are_one_output():
+    """Or else a refresh on a busy machine changes bytes."""
+    said = [
+        nbformat.v4.new_output("stream", name=name, text=text) for name, text in (("stdout", "a\n"), ("stdout", "b\n"))
+    ]
+    shown = nbformat.v4.new_output("display_data", {"text/plain": "c"})
+    cell = nbformat.v4.new_code_cell(
+        outputs=[*said, shown, nbformat.v4.new_output("stream", name="stdout", text="d\n")]
+    )
+    join_prints(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x"), cell]))
+    assert [output.get("text", "shown") for output in cell.outputs] == ["a\nb\n", "shown", "d\n"]
 
 
 def test_single_pages_are_refreshed_in_place(tmp_path, monkeypatch):
