@@ -213,7 +213,7 @@ def _check_kinds(config: TrainConfig | WarmupConfig) -> None:
     """NumPy's and torch's numbers become Python's. raises HeroError: a setting is of another kind than its field"""
     for field in fields(config):
         value, words = getattr(config, field.name), re.findall(r"\w+", field.type)  # such as tuple[float, ...]
-        if hasattr(value, "item"):  # a number of NumPy's or torch's
+        if getattr(value, "shape", None) == ():  # a number of NumPy's or torch's
             object.__setattr__(config, field.name, value := value.item())
         if words[0] == "tuple" and not isinstance(value, tuple):
             raise HeroError(f"{field.name} is {value!r}; it has to be a tuple")

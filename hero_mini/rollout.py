@@ -203,6 +203,8 @@ def collect(
     check_whole(1, max_turns=max_turns, max_action_tokens=max_action_tokens, repeats=repeats)
     if not tasks:
         raise HeroError("there are no tasks to roll out; ask the environment for some with env.tasks(split, n)")
+    if isinstance(tasks, Task):
+        raise HeroError("tasks is a single Task; put it into a list")
     if wrong := [task for task in tasks if not isinstance(task, Task)]:
         raise HeroError(f"{wrong[0]!r} is no task; ask the environment for it with env.task_named(id)")
     sampling = Sampling(temperature, top_p, greedy, max_action_tokens)

@@ -58,6 +58,8 @@ class Run:
     """
 
     def __init__(self, policy: Policy, config: TrainConfig, out: Path):
+        if not isinstance(config, TrainConfig):
+            raise HeroError(f"config is {config!r}; it has to be a TrainConfig, such as TrainConfig(arm='hero')")
         self.config, self.out, self.lock = config, out, FileLock(out / "lock")
         if config.tasks < (processes := state().num_processes):
             raise HeroError(f"{processes} processes cannot share {config.tasks} tasks per update; start fewer of them")

@@ -233,6 +233,13 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert config == TrainConfig(seed=1, lr=1e-3) and type(config.seed) is int
 
 
+def test_an_arm_is_no_configuration_and_a_task_no_list(tiny: Policy, tmp_path: Path) -> None:
+    with pytest.raises(HeroError, match="config is 'hero'; it has to be a TrainConfig"):
+        train(tiny, "hero", tmp_path)
+    with pytest.raises(HeroError, match="a single Task; put it into a list"):
+        collect(tiny, "retail", envs.make("retail").tasks("train", 1)[0], seed=0)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -245,6 +252,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({"lr": float("nan")}, "lr is nan"),
         ({"steps": 2.5}, "steps is 2.5; it has to be a whole number"),
         ({"lr": "0.1"}, "lr is '0.1'; it has to be a number"),
+        ({"lr": torch.ones(2)}, "lr is tensor.*; it has to be a number"),
         ({"gradient_checkpointing": "no"}, "gradient_checkpointing is 'no'; it has to be True or False"),
         ({"min_confidence": 80}, "min_confidence is 80; it has to be from 0 to 1"),
         ({"weight": 1.0}, "weight is 1.0; it has to be between 0 and 1"),
