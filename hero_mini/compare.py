@@ -11,18 +11,8 @@ import pandas as pd
 from hero_mini.bootstrap import interval
 
 VISIBLE = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # 2.8 standard errors: seen in four of five studies
-T975 = (
-    np.nan,
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # Student's t, 0 to 9 degrees of freedom
+# Student's t, 0 to 9 degrees of freedom
+T975 = (np.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def effect(rows: pd.DataFrame, against: pd.DataFrame, column: str) -> dict | None:

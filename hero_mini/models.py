@@ -156,7 +156,7 @@ def load_policy(
     network, tokenizer = _load(embedded_model() if warmup else model, torch.float32 if adapters else kind)
     digests = ["" if warmup else weights_digest(expanded(model))]
     for where, config in adapters:
-        check_trained_on(where, digests)
+        check_trained_on(where, config, digests)
         network, name = _merge(network, name, where, config)
         digests.append(weights_digest(where))
     for parameter in network.parameters():  # not Module.to: the rotary frequencies stay float32
@@ -301,14 +301,14 @@ def check_made_for(config: PeftConfig, name: str, where: str) -> None:
         )
 
 
-def check_trained_on(where: str, digests: Sequence[str]) -> None:
+def check_trained_on(where: str, config: PeftConfig, digests: Sequence[str]) -> None:
     """raises HeroError: the weights that an adapter was trained on are others now; `digests`: theirs, in order"""
     file = Path(where) / TRAINED_ON
     before = read_json(file).get("digests", ()) if file.is_file() else ()
     if any(then != now for then, now in zip(before, digests, strict=False) if then and now):
         raise HeroError(
-            f"The adapter {where} was trained on {PeftConfig.from_pretrained(where).base_model_name_or_path}, of which "
-            "some weights are others by now: bring them back, or train it again."
+            f"The adapter {where} was trained on {config.base_model_name_or_path}, of which some weights are others by "
+            "now: bring them back, or train it again."
         )
 
 

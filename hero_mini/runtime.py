@@ -214,6 +214,27 @@ def read_json(path: str | Path, remedy: str = "restore it, for example with git 
     return found
 
 
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """No other process is inside with the same lock file, which stays. raises HeroError: one is, in the words of `busy`
+
+    The operating system gives the lock back when the process ends, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    with writing(lock.parent):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout as problem:
+            raise HeroError(busy) from problem
+    try:
+        yield
+    finally:
+        held.release()
+
+
 RUN_FILES = ("config.json", "metrics.csv", "checkpoint.pt")  # of a training, see `run`
 
 

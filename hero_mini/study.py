@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from hero_mini.config import SIZES, WARMUPS, Sizes
 from hero_mini.engines import call, local
@@ -32,7 +31,7 @@ from hero_mini.records import (
     restore,
     steps_done,
 )
-from hero_mini.runtime import HeroError, check_out, writing
+from hero_mini.runtime import HeroError, alone, check_out
 from hero_mini.studies import Job, Step, jobs
 from hero_mini.tables import commit
 
@@ -57,14 +56,7 @@ def study(
     model = planned[0].model
     today = common_settings(preset, model, planned)
     folder = runs.resolve() / f"{preset}-{today['adapter']}"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as problem:
-            raise HeroError(f"another study is running in {folder}; wait for it, or choose another --runs") from problem
-    try:
+    with alone(folder / "lock", f"another study is running in {folder}; wait for it, or choose another --runs"):
         check_folder(folder, today)
         if changed := made_otherwise(table := data / f"{name}.csv", today):
             raise HeroError(f"{table} is of other runs ({changed}); move this study's tables away or set --data")
@@ -87,8 +79,6 @@ def study(
             if outcome["status"] != "finished":
                 problems[job.name] = str(outcome["status"])
             gather(name, planned, folder, data, today, problems)
-    finally:
-        lock.release()
     return pd.DataFrame([{"run": job.name, **outcomes[job]} for job in planned])
 
 

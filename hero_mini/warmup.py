@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from hero_mini import envs
@@ -34,6 +32,7 @@ from hero_mini.rollout import Rollout, collect, play
 from hero_mini.runtime import (
     UNFIT,
     HeroError,
+    alone,
     atomic_save,
     check_adapter_folder,
     check_out,
@@ -241,23 +240,8 @@ def warm_up(policy: Policy, out: Path, config: WarmupConfig | None = None, *, pr
     """
     config = config or WarmupConfig()
     out = out.resolve()
-    with alone(out):
+    with alone(out.with_name(f"{out.name}.lock"), f"another warm-up is made in {out}; wait for it or stop it"):
         _teach(policy, out, config, progress=progress)
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Nobody else makes a warm-up for this folder meanwhile. raises HeroError: somebody does"""
-    check_out(file := out.with_name(f"{out.name}.lock"))
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as problem:
-        raise HeroError(f"another warm-up is made in {out}; wait for it or stop it") from problem
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _teach(policy: Policy, out: Path, config: WarmupConfig, *, progress: bool) -> None:

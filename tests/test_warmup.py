@@ -20,7 +20,7 @@ from hero_mini.envs import Env
 from hero_mini.envs.base import task_id
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
-from hero_mini.runtime import HeroError
+from hero_mini.runtime import HeroError, alone
 from hero_mini.tree import logprobs
 from hero_mini.warmup import (
     Episode,
@@ -357,7 +357,7 @@ def test_warm_up_teaches_and_a_kill_costs_nothing(tiny: Policy, tmp_path: Path, 
     assert not (tmp_path / "parts").exists() and (tmp_path / "parts.checkpoint").exists()
     with pytest.raises(HeroError, match="other settings"):
         warm_up(tiny, tmp_path / "parts", replace(config, lr=0.5), progress=False)
-    with hero_mini.warmup.alone(tmp_path / "parts"), pytest.raises(HeroError, match="another warm-up is made in"):
+    with alone(tmp_path / "parts.lock", ""), pytest.raises(HeroError, match="another warm-up is made in"):
         warm_up(tiny, tmp_path / "parts", config, progress=False)
     warm_up(tiny, tmp_path / "parts", config, progress=False)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
