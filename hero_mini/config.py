@@ -243,12 +243,15 @@ class Sizes:
     eval_tasks: int  # held-out tasks of an evaluation
     seeds: int  # training runs of one kind
     headline_seeds: int  # training runs of each arm in the main comparison
+    headline_k: int = 1  # rollouts of each of these per held-out task; all other runs have one
 
 
 SIZES = {
     "smoke": Sizes(rollouts=4, updates=1, tasks=2, budget=10, eval_tasks=4, seeds=1, headline_seeds=1),
     "quick": Sizes(rollouts=12, updates=3, tasks=16, budget=380, eval_tasks=60, seeds=1, headline_seeds=1),
-    "full": Sizes(rollouts=200, updates=5, tasks=16, budget=600, eval_tasks=200, seeds=3, headline_seeds=5),
+    "full": Sizes(
+        rollouts=200, updates=5, tasks=16, budget=600, eval_tasks=200, seeds=3, headline_seeds=5, headline_k=4
+    ),
 }
 
 

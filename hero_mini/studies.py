@@ -46,6 +46,7 @@ class Job:
     split: str = "test"
     ability: bool = False  # whether its general ability is measured too
     growth: bool = False  # whether the masses of page 07 are measured after each update
+    k: int = 1  # rollouts per held-out task
     model: str = "default"  # see `models.load_policy`
 
     @property
@@ -68,9 +69,10 @@ class Job:
             train = ("train", *who, *what, "--out", str(folder))
             found.append(Step(train, folder / "metrics.csv", "_curves", self.env))
             who = (*who, "--adapter", str(folder / "adapter"))
+        several, often = (f"-k{self.k}", ("--k", str(self.k))) if self.k > 1 else ("", ())
         for env in self.tests:
-            file = folder / f"eval-{env}-{self.split}.csv"
-            where = ("--env", env, "--split", self.split, "--n", str(size.eval_tasks))
+            file = folder / f"eval-{env}-{self.split}{several}.csv"
+            where = ("--env", env, "--split", self.split, "--n", str(size.eval_tasks), *often)
             found.append(Step(("eval", *who, *where, *seed, *label, "--out", str(file)), file, "", env))
         if self.ability:
             file = folder / "ability.csv"
@@ -89,27 +91,39 @@ class Job:
         return [text for name, value in asked.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def _seeds(n: int) -> range:
+    """Those of results, from 1 on: seed 0 has chosen settings (`_grid_retail`), and its adapters begin with the very
+    matrix that the warm-ups began with."""
+    return range(1, n + 1)
+
+
 def _hero_retail(size: Sizes) -> list[Job]:
-    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "shuffled_hero")]
+    return [_run(arm, seed, (), size) for seed in _seeds(size.seeds) for arm in ("base", "hero", "shuffled_hero")]
+
+
+def _headline(size: Sizes) -> list[tuple[str, tuple[Setting, ...]]]:
+    """The arms of the main comparison, and what differs from their defaults."""
+    plain = ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")
+    return [*((arm, ()) for arm in plain), ("grpo", _groups(size, 4))]
+
+
+def _run(arm: str, seed: int, settings: tuple[Setting, ...], size: Sizes) -> Job:
+    """A run in retail, at the arm's own learning rate.
+
+    One of the main comparison gets more rollouts per held-out task, in every study, since studies share their runs.
+    """
+    k = size.headline_k if (arm, settings) in _headline(size) else 1
+    return Job(arm, seed, (*settings, ("lr", OWN_LR[arm])) if arm in OWN_LR else settings, k=k)
 
 
 def _retail(size: Sizes) -> list[Job]:
-    arms: list[tuple[str, tuple[Setting, ...]]] = [
-        *((arm, ()) for arm in ("base", "hero", "shuffled_hero", "env_feedback", "full_demo")),
-        ("grpo", _groups(size, 4)),
-    ]
     measured = ("base", "hero", "full_demo")  # of which general ability says something
     return [
-        replace(_own_lr(arm, seed, settings), ability=arm in measured)
-        for seed in range(size.headline_seeds)
-        for arm, settings in arms
-        if arm != "shuffled_hero" or seed < size.seeds  # a control, with as many seeds as an ablation
+        replace(_run(arm, seed, settings, size), ability=arm in measured)
+        for seed in _seeds(size.headline_seeds)
+        for arm, settings in _headline(size)
+        if arm != "shuffled_hero" or seed <= size.seeds  # a control, with as many seeds as an ablation
     ]
-
-
-def _own_lr(arm: str, seed: int, settings: tuple[Setting, ...]) -> Job:
-    """A run at the arm's own learning rate."""
-    return Job(arm, seed, (*settings, ("lr", OWN_LR[arm])) if arm in OWN_LR else settings)
 
 
 def _groups(size: Sizes, group: int) -> tuple[Setting, ...]:
@@ -135,35 +149,35 @@ def _ablations_retail(size: Sizes) -> list[Job]:
         ("full_demo", (("demo", "sibling"), *_groups(size, 4))),
         ("hero_grpo", _groups(size, 4)),
     ]
-    return [_own_lr(arm, seed, settings) for seed in range(size.seeds) for arm, settings in changes]
+    return [_run(arm, seed, settings, size) for seed in _seeds(size.seeds) for arm, settings in changes]
 
 
 def _groups_retail(size: Sizes) -> list[Job]:
     sizes = [("base", ()), ("hero", ()), *((arm, _groups(size, g)) for arm in ("hero", "grpo") for g in (2, 4, 8))]
-    return [_own_lr(arm, seed, settings) for seed in range(size.seeds) for arm, settings in sizes]
+    return [_run(arm, seed, settings, size) for seed in _seeds(size.seeds) for arm, settings in sizes]
 
 
 def _worlds(size: Sizes) -> list[Job]:
     """Only the evaluations that a claim needs: they cost more than the training. Airline, in one claim, comes last."""
     first = [
         job
-        for seed in range(size.seeds)
+        for seed in _seeds(size.seeds)
         for job in (
             Job("base", seed, tests=MINI),
             Job("hero", seed, env="webshop", tests=("webshop",)),
             Job("hero", seed, tests=MINI),
         )
     ]
-    return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in range(size.seeds)]
+    return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in _seeds(size.seeds)]
 
 
 def _no_demos(size: Sizes) -> list[Job]:
     """The masses of page 07 are measured where the agent gets worse; of one seed, since it takes long."""
-    return [replace(job, growth=job.arm == "full_demo" and job.seed == 0) for job in _no_hints(size)]
+    return [replace(job, growth=job.arm == "full_demo" and job.seed == 1) for job in _no_hints(size)]
 
 
 def _no_hints(size: Sizes) -> list[Job]:
-    return [Job(arm, seed) for seed in range(size.seeds) for arm in ("base", "hero", "full_demo")]
+    return [Job(arm, seed) for seed in _seeds(size.seeds) for arm in ("base", "hero", "full_demo")]
 
 
 def _grid_retail(size: Sizes) -> list[Job]:

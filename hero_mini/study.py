@@ -90,8 +90,8 @@ def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
 
     def kinds(job: Job, step: Step) -> tuple[tuple[str, ...], ...]:
         """From the most alike to the least."""
-        command = step.arguments[0]
-        return (command, job.arm, step.env), (command, step.env), (command,)
+        command, k = step.arguments[0], str(job.k)
+        return (command, k, job.arm, step.env), (command, k, step.env), (command, job.arm, step.env), (command,)
 
     steps = {job: job.steps(folder / job.name, size) for job in planned}
     done = {job: steps_done(folder / job.name) for job in planned}

@@ -281,7 +281,7 @@ def made_up(folder: Path, keep) -> None:
     """Every study's tables, of the jobs that `keep` accepts."""
     folder.mkdir(parents=True)
     for name in ("hero_retail", "retail", "ablations_retail", "groups_retail", "worlds", "no_demos", "no_hints"):
-        jobs = [job for job in STUDIES[name](SIZES["full"]) if keep(job) and job.seed == 0]
+        jobs = [job for job in STUDIES[name](SIZES["full"]) if keep(job) and job.seed <= 1]
         tested = [outcomes(job.arm, job.variant, env=env, trained_on=job.env) for job in jobs for env in job.tests]
         trained = [curve(job.arm, job.variant, env=job.env) for job in jobs if job.arm != "base"]
         for suffix, rows in (("", tested), ("_curves", trained)):

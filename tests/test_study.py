@@ -94,7 +94,7 @@ def test_a_study_leaves_tidy_tables(processes: Processes, tmp_path: Path) -> Non
     assert curves.groupby(["arm", "seed"]).size().tolist() == [3] * 6  # the base agent is not trained
     kept = json.loads((tmp_path / "data/hero_retail.json").read_text())
     assert kept["commit"] == "abc1234" and len(kept["runs"]) == 9
-    ((command, record),) = kept["runs"]["base-retail-0"].items()
+    ((command, record),) = kept["runs"]["base-retail-1"].items()
     assert command.startswith("eval --env retail --split test --n 200") and record["commit"] == "abc1234"
 
 
@@ -147,6 +147,17 @@ def test_the_grid_is_the_same_for_every_arm() -> None:
     assert rates.pop("grpo") == [2.5e-4, 5e-4, 1e-3, 2e-3], "one beyond the edge at which it was best"
     assert rates == dict.fromkeys(("hero", "env_feedback", "full_demo"), [2.5e-4, 5e-4, 1e-3])
     assert planned[0].arm == "base" and {job.split for job in planned} == {"validation"}
+
+
+def test_an_agent_of_the_main_comparison_is_evaluated_as_often_in_every_study_of_retail(tmp_path: Path) -> None:
+    main = {(job.arm, job.settings) for job in jobs("retail", "full")}
+    for name in ("hero_retail", "retail", "ablations_retail", "groups_retail"):
+        for job in jobs(name, "full"):
+            assert job.k == (4 if (job.arm, job.settings) in main else 1), (name, job)
+            *_, step = (step for step in job.steps(tmp_path, SIZES["full"]) if step.arguments[0] == "eval")
+            assert ("--k 4" in step.key) == (job.k == 4) == step.file.stem.endswith("-k4")
+    assert {job.k for name in ("worlds", "grid_retail", "no_demos", "no_hints") for job in jobs(name, "full")} == {1}
+    assert {job.k for job in jobs("retail", "smoke")} == {1}
 
 
 def test_studies_share_their_runs(processes: Processes, tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_what_other_settings_made_does_not_count(processes: Processes, tmp_path:
     assert len([a for a in processes.started if a[0] == "train"]) == 2 + 5
 
 
-@pytest.mark.parametrize("twin", ["{}", '{"commit": "old", "runs": {"base-retail-0": {"eval": 0.5}}}', None])
+@pytest.mark.parametrize("twin", ["{}", '{"commit": "old", "runs": {"base-retail-1": {"eval": 0.5}}}', None])
 def test_a_table_of_unknown_origin_is_not_overwritten(processes: Processes, tmp_path: Path, twin: str | None) -> None:
     (tmp_path / "hero_retail.csv").write_text("run,arm\n")
     if twin:
@@ -223,8 +234,8 @@ def test_runs_keep_the_commit_that_made_them(processes: Processes, tmp_path: Pat
     assert json.loads((data / "hero_retail.json").read_text())["commit"] == "abc1234"
     study("retail", "smoke", runs=runs, data=data)
     kept = json.loads((data / "retail.json").read_text())
-    assert {record["commit"] for record in kept["runs"]["shuffled_hero-retail-0"].values()} == {"abc1234"}
-    assert {record["commit"] for record in kept["runs"]["env_feedback-retail-0"].values()} == {"def5678"}
+    assert {record["commit"] for record in kept["runs"]["shuffled_hero-retail-1"].values()} == {"abc1234"}
+    assert {record["commit"] for record in kept["runs"]["env_feedback-retail-1"].values()} == {"def5678"}
     assert set(kept["commit"].split(", ")) == {"abc1234", "def5678"}
 
 
@@ -253,7 +264,7 @@ def test_what_needs_a_lost_agent_is_trained_again(processes: Processes, tmp_path
 @pytest.mark.parametrize("lost", ["eval-retail-test.csv", "metrics.csv"])
 def test_a_step_whose_file_is_lost_costs_no_other(processes: Processes, tmp_path: Path, lost: str) -> None:
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
-    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-0")
+    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-1")
     before = (tmp_path / "data" / "hero_retail.csv").read_text()
     (own / lost).unlink()
     with pytest.raises(HeroError, match=f"{lost} is no table.*take its command, .* out of .*steps.json") as told:
@@ -269,7 +280,7 @@ def test_a_step_whose_file_is_lost_costs_no_other(processes: Processes, tmp_path
 
 def test_curves_that_lack_updates_are_refused(processes: Processes, tmp_path: Path) -> None:
     study("hero_retail", "smoke", runs=tmp_path / "runs", data=tmp_path / "data")
-    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-0")
+    (own,) = (tmp_path / "runs").glob("smoke-*/hero-retail-1")
     for update in range(4):
         (own / "updates" / str(update + 1)).mkdir(parents=True)
     with pytest.raises(HeroError, match="metrics.csv was cut off, with 3 updates; take its command"):
@@ -330,7 +341,7 @@ def test_a_table_that_lacks_rows_is_refused_and_no_run_is_lost(processes, tmp_pa
     processes.started.clear()
     why = {
         "rows": "hero_retail_curves.csv was cut off, with 3 of 6 rows; restore it",
-        "table": r"hero_retail.csv names runs without all of their rows \(hero-retail-0, shuffled_hero-retail-0\)",
+        "table": r"hero_retail.csv names runs without all of their rows \(hero-retail-1, shuffled_hero-retail-1\)",
     }
     with pytest.raises(HeroError, match=why[lost]):
         study("hero_retail", "smoke", runs=runs, data=data)
@@ -341,9 +352,9 @@ def test_a_failed_run_is_named_and_tried_again(processes: Processes, tmp_path: P
     processes.fail_on = "train --arm shuffled_hero"
     options = ["--preset", "smoke", "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
     assert main(["study", "hero_retail", *options]) == 1
-    assert "1 runs did not finish (shuffled_hero-retail-0)" in capsys.readouterr().err
+    assert "1 runs did not finish (shuffled_hero-retail-1)" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "data/hero_retail.csv")["arm"]) == {"base", "hero"}
-    problem = {"shuffled_hero-retail-0": "failed: train ended with status 1"}
+    problem = {"shuffled_hero-retail-1": "failed: train ended with status 1"}
     assert failed(tmp_path / "data/hero_retail.csv") == problem
     processes.kill_at = len(processes.started) + 1
     with pytest.raises(Killed):
