@@ -219,10 +219,8 @@ def blocks() -> dict[str, str]:
     made: dict[str, str | pd.DataFrame] = {}
     every = _retail()
     main = results.headline(every)
-    others = main[main["seed"] != 0]  # whose runs have chosen nothing
     if len(main):
-        made |= {"retail": agents_table(main), "turns": turns_table(main)}
-        made |= {"against": against_others(main), "other seeds": against_others(others)}
+        made |= {"retail": agents_table(main), "against": against_others(main), "turns": turns_table(main)}
         if len(changes := changes_table(every)):
             made["changes"] = changes
     for source, makers in {
@@ -235,7 +233,6 @@ def blocks() -> dict[str, str]:
             "early": agents_table,
             "early differences": against_others,
             "rule": partial(against_first, main),
-            "rule, other seeds": partial(against_first, others),
         },
     }.items():
         if (DATA / source).exists():
