@@ -196,8 +196,7 @@ def growth(options: argparse.Namespace) -> None:
             f"{options.run_folder} was trained from other weights than {policy.name} has now; train it again"
         )
     tasks = envs.make(config.env).tasks(options.split, options.n or max(2, SIZES[options.preset].eval_tasks // 8))
-    limits = {name: getattr(config, name) for name in ("max_turns", "max_action_tokens", "batch_size", "temperature")}
-    rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **limits)
+    rollouts = collect(policy, config.env, tasks, seed=config.seed, progress=True, **config.rollout_settings)
     students = (load_policy(model, adapter=one, device=options.device, dtype=options.dtype) for one in agents)
     table = growth(policy, config, rollouts, students)
     write_table(out, table.round(4), command=options.line)

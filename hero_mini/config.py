@@ -105,6 +105,11 @@ class TrainConfig:
         arm = ARMS[self.arm]
         return 0.0 if not arm.grpo else 1.0 if arm.context is None else self.mix
 
+    @property
+    def rollout_settings(self) -> dict[str, float]:
+        """How an agent acts in training, as arguments of `rollout.collect`."""
+        return {name: getattr(self, name) for name in ("temperature", "max_turns", "max_action_tokens", "batch_size")}
+
 
 CHOICES: dict[str, Collection[str]] = {
     "arm": ARMS,

@@ -113,12 +113,10 @@ class LiveTraining:
     def compare(self) -> None:
         """The first held-out task, by the agent before and after."""
         (task,) = envs.make(self.config.env).tasks("test", 1)
-        names = ("max_turns", "max_action_tokens", "temperature")
-        limits = {name: getattr(self.config, name) for name in names}
         agents = {"before": self.policy, "after": load_policy(self.model, adapter=self.out / "adapter")}
         shown = []
         for name, agent in agents.items():
-            (rollout,) = collect(agent, self.config.env, [task], seed=self.config.seed, **limits)
+            (rollout,) = collect(agent, self.config.env, [task], seed=self.config.seed, **self.config.rollout_settings)
             html = viewer.as_html(rollout, policy=agent)
             shown.append(widgets.HTML(f"<b>{name}</b>{html}", layout=widgets.Layout(width="50%")))
         self.episodes.children = shown

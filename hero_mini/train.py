@@ -46,12 +46,9 @@ def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: boo
                 config.env,
                 share(run.tasks(update)),
                 seed=run.rollout_seed(update),
-                temperature=config.temperature,
-                max_turns=config.max_turns,
-                max_action_tokens=config.max_action_tokens,
-                batch_size=config.batch_size,
                 repeats=config.group,
                 usage=usage["acting"],
+                **config.rollout_settings,
             )
             rollouts = gather(own)
             clock.lap("acting")
