@@ -19,7 +19,8 @@ What it stands on
     embedded, warmup    the default model, and the three skills it has been taught
     demos               where full demonstrations come from
     endpoint, server    models and rollouts behind a server
-    runtime             seeds, whole-or-nothing files, errors for people
+    errors, files       errors for people; whole-or-nothing files
+    seeds, runtime      named generators; what is set before torch is loaded
 What is measured
     evaluate            success, turns, and what is wasted, on held-out tasks
     bootstrap, compare  intervals; paired differences
@@ -52,7 +53,8 @@ the original; `tau2` and `webshop_real` are the real benchmarks; `worlds` are li
 
 from __future__ import annotations
 
-from hero_mini.runtime import HeroError, keep_freed_memory, quiet_libraries
+from hero_mini.errors import HeroError
+from hero_mini.runtime import keep_freed_memory, quiet_libraries
 
 __version__ = "0.1.0"
 __all__ = ["HeroError", "__version__"]

@@ -26,7 +26,7 @@ from hero_mini.lora import AdapterOptimizer, add_student, student_weights
 from hero_mini.models import Policy, load_policy
 from hero_mini.reflect import oracle
 from hero_mini.rollout import Rollout, collect, segments
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 from hero_mini.tables import write_table
 from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.tree import Tree, logprobs

@@ -8,7 +8,8 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from hero_mini.runtime import HeroError, resampler
+from hero_mini.errors import HeroError
+from hero_mini.seeds import resampler
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 ATTENTION = "hero_rows"  # our attention's name among transformers' implementations
 FIRST_SLOTS = 256

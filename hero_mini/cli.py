@@ -16,7 +16,8 @@ from pathlib import Path
 from hero_mini import commands
 from hero_mini.config import SIZES, TrainConfig, WarmupConfig  # no torch: --help stays quick
 from hero_mini.envs import ENVS, SPLITS
-from hero_mini.runtime import HeroError, expanded, nearest
+from hero_mini.errors import HeroError, nearest
+from hero_mini.files import expanded
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hero_mini.config import SIZES, WARMUPS, TrainConfig, WarmupConfig, model_for
 from hero_mini.envs import turn_limit
-from hero_mini.runtime import HeroError, check_clone, check_out
+from hero_mini.errors import HeroError
+from hero_mini.files import check_clone, check_out
 
 
 def _settings(options: argparse.Namespace, of: type) -> dict:

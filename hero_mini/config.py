@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from hero_mini import envs
-from hero_mini.runtime import HeroError, check_known
+from hero_mini.errors import HeroError, check_known
 
 ADAPTERS = Path(__file__).parent / "adapters"  # shipped: warm-ups of the embedded model
 WARMUPS = {"default": "warmup"} | {name: name for name in ("worlds", "no_demos", "no_hints")}  # of the embedded model

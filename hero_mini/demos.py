@@ -12,7 +12,7 @@ from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, play
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 EXPERT_TURNS = 100  # a demonstration is complete, however few turns the student has
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hero_mini.config import ARMS, TrainConfig
+from hero_mini.errors import HeroError
 from hero_mini.grpo import advantages, kl_estimate, surrogate
 from hero_mini.lora import AdapterOptimizer, as_teacher, checkpointing
 from hero_mini.losses import token_divergence, token_weights
@@ -21,7 +22,7 @@ from hero_mini.models import Policy
 from hero_mini.parallel import share, totals
 from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import HeroError, rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import add_trunk, teacher_tree
 from hero_mini.tree import Scored, Tree, batches, forward
 

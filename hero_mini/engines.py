@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 Job = TypeVar("Job")
 Outcome = dict[str, str | float]

@@ -11,9 +11,10 @@ import pandas as pd
 from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs.base import Env
+from hero_mini.errors import check_whole
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import check_whole, rng
+from hero_mini.seeds import rng
 from hero_mini.track import guesses
 
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`

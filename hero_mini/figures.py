@@ -24,7 +24,7 @@ from matplotlib.patheffects import withStroke
 from hero_mini.compare import seeds
 from hero_mini.efficiency import spent
 from hero_mini.envs.base import VERDICTS
-from hero_mini.runtime import atomic_write
+from hero_mini.files import atomic_write
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",

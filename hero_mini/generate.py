@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from hero_mini.cache import Cache
 from hero_mini.config import TrainConfig
+from hero_mini.errors import HeroError, check_whole
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError, check_whole, rng
+from hero_mini.seeds import rng
 
 T = TypeVar("T")
 

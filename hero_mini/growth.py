@@ -14,10 +14,12 @@ import pandas as pd
 
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.distil import heeded
+from hero_mini.errors import HeroError
+from hero_mini.files import read_json
 from hero_mini.mechanism import measure, summary
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import HeroError, read_json, rng
+from hero_mini.seeds import rng
 from hero_mini.tables import read_csv
 from hero_mini.told import Told, demonstrated, hinted
 from hero_mini.track import Track, track

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hero_mini.config import CHOICES
-from hero_mini.runtime import check_known
+from hero_mini.errors import check_known
 
 
 def advantages(rewards: Sequence[float], groups: Sequence[str], kind: str = "group_std") -> list[float]:

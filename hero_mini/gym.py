@@ -13,7 +13,7 @@ from typing import Any
 from hero_mini import envs
 from hero_mini.envs import SPLITS
 from hero_mini.envs.base import MAX_ACTION_CHARS
-from hero_mini.runtime import HeroError, check_known
+from hero_mini.errors import HeroError, check_known
 
 try:
     import gymnasium

@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write
 from hero_mini.notebooks import all_notebooks, read_page
-from hero_mini.runtime import HeroError, atomic_write
 
 EXERCISES = re.compile(r"^#+ Exercises$", re.MULTILINE)  # the heading of a page's last part
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from hero_mini import envs, figures, viewer
 from hero_mini.config import TrainConfig
+from hero_mini.errors import first_line
 from hero_mini.models import Policy, load_policy
 from hero_mini.rollout import collect
-from hero_mini.runtime import first_line
 
 EVERY = 1.0  # seconds between two looks at the metrics
 

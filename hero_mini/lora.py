@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hero_mini.config import CHOICES
+from hero_mini.errors import HeroError, check_known, first_line
 from hero_mini.models import Policy, check_made_for, fill_adapter
 from hero_mini.parallel import add_up
-from hero_mini.runtime import HeroError, check_known, first_line
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDENT, EMA = "default", "ema"

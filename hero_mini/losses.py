@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hero_mini.runtime import nearest
+from hero_mini.errors import nearest
 
 Divergence = Literal["jsd", "forward_kl", "reverse_kl"]
 

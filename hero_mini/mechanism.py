@@ -21,10 +21,10 @@ import pandas as pd
 
 from hero_mini import tree
 from hero_mini.bootstrap import interval
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy
 from hero_mini.probe import auc_interval
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import HeroError
 from hero_mini.teacher import add_branch, add_trunk
 from hero_mini.told import Told
 from hero_mini.track import Track

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hero_mini.config import WARMUPS, TrainConfig
 from hero_mini.embedded import NAME
+from hero_mini.errors import HeroError, first_line, nearest
 from hero_mini.lora import TARGETS
-from hero_mini.runtime import HeroError, first_line, nearest
 
 SIZE = 2  # bytes of a bf16 number
 TRAINED = 20  # bytes per adapter weight: bf16 weight and gradient; float32 copy, its gradient and two moments (`lora`)

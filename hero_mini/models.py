@@ -32,7 +32,8 @@ from transformers.utils import logging
 from hero_mini.attention import register
 from hero_mini.config import ADAPTERS, WARMUPS
 from hero_mini.embedded import NAME, embedded_model
-from hero_mini.runtime import HeroError, expanded, first_line, nearest, read_json, weights_digest
+from hero_mini.errors import HeroError, first_line, nearest
+from hero_mini.files import expanded, read_json, weights_digest
 
 START, END = "<|im_start|>", "<|im_end|>"
 WARMUP_FILE = "warmup.json"  # in an adapter's folder: how it was warmed up

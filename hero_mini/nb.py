@@ -32,11 +32,11 @@ from pygments.lexers import PythonLexer
 from hero_mini import envs, figures
 from hero_mini.config import sizes as sizes
 from hero_mini.envs import Task, webshop_pages
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy, fingerprint, usual_dtype
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, collect, load_rollouts, save_rollouts
 from hero_mini.rollout import pieces as pieces
-from hero_mini.runtime import HeroError
 from hero_mini.viewer import as_html, as_text
 
 

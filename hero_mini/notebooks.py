@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from hero_mini.config import SIZES
 from hero_mini.envs import ENVS
-from hero_mini.runtime import HeroError, atomic_write, check_known, check_out, check_whole, nearest
+from hero_mini.errors import HeroError, check_known, check_whole, nearest
+from hero_mini.files import atomic_write, check_out
 
 FOLDER = Path("notebooks")
 # metadata that differs from run to run and that no reader needs

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
-from hero_mini.runtime import HeroError, first_line
+from hero_mini.errors import HeroError, first_line
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from hero_mini.bootstrap import resampled
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import TeacherScores, score_rollouts
 
 PROBES = {  # name -> context, whose diagnoses

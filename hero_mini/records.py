@@ -20,7 +20,8 @@ import pandas as pd
 
 from hero_mini.config import ADAPTERS, WARMUPS, TrainConfig, sizes
 from hero_mini.envs import edition
-from hero_mini.runtime import HeroError, atomic_write, read_json, weights_digest
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write, read_json, weights_digest
 from hero_mini.studies import MODELS, STUDIES, Job, Step, jobs
 from hero_mini.tables import check_columns, origin, read_table, write_origin, write_table
 

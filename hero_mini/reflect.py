@@ -25,7 +25,7 @@ from hero_mini.envs.base import VERDICTS
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, close_action, segments
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 BESIDE = 32  # tokens of a diagnosis beside its correction, which is a whole action
 CUT = " [cut off]"

@@ -12,8 +12,9 @@ import pandas as pd
 from hero_mini import compare, probe, results
 from hero_mini.bootstrap import by_task, interval
 from hero_mini.claims import DATA, claims_table
+from hero_mini.errors import HeroError, first_line
 from hero_mini.evaluate import ended_early
-from hero_mini.runtime import HeroError, atomic_write, check_clone, first_line
+from hero_mini.files import atomic_write, check_clone
 from hero_mini.tables import RESTORE, read_table
 
 TEXTS = (Path("README.md"), Path("figures/README.md"), Path("notebooks/teaching.md"))  # with places for tables

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from hero_mini.config import TrainConfig
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 from hero_mini.studies import OWN_LR, STUDIES, jobs
 from hero_mini.tables import RESTORE, check_columns, origin, read_table
 

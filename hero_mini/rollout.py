@@ -15,9 +15,11 @@ from hero_mini import envs
 from hero_mini.config import TEMPERATURE, TrainConfig
 from hero_mini.envs import Env, Task
 from hero_mini.envs.base import VERDICTS
+from hero_mini.errors import HeroError, check_whole
+from hero_mini.files import atomic_write
 from hero_mini.generate import Dialogue, Sampling, Usage, converse
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError, atomic_write, check_whole, rng
+from hero_mini.seeds import rng
 
 if TYPE_CHECKING:
     from hero_mini.server import Server

@@ -16,26 +16,25 @@ from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs import Task
 from hero_mini.envs.base import task_id
+from hero_mini.errors import HeroError, first_line
 from hero_mini.evaluate import ended_early, rollout_rows
-from hero_mini.grpo import without_contrast
-from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
-from hero_mini.models import TRAINED_ON, Policy, check_place, fingerprint
-from hero_mini.parallel import first, gather, state, totals
-from hero_mini.reflect import Reflection
-from hero_mini.rollout import Rollout, Usage
-from hero_mini.runtime import (
+from hero_mini.files import (
     UNFIT,
-    HeroError,
     atomic_save,
     atomic_write,
     check_adapter_folder,
-    first_line,
     load_saved,
     read_json,
     sweep,
     whole_folder,
     writing,
 )
+from hero_mini.grpo import without_contrast
+from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
+from hero_mini.models import TRAINED_ON, Policy, check_place, fingerprint
+from hero_mini.parallel import first, gather, state, totals
+from hero_mini.reflect import Reflection
+from hero_mini.rollout import Rollout, Usage
 
 
 class Clock:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from hero_mini.config import TrainConfig
 from hero_mini.endpoint import post
+from hero_mini.errors import HeroError, check_whole
 from hero_mini.generate import Answer, Dialogue, Row, Sampling, T, Usage, banned_ids, begin
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError, check_whole
 
 
 @dataclass(frozen=True)

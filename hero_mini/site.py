@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hero_mini.errors import HeroError
+from hero_mini.files import check_clone, writing
 from hero_mini.notebooks import FOLDER, all_notebooks, read_page
-from hero_mini.runtime import HeroError, check_clone, writing
 
 if TYPE_CHECKING:
     from docutils import nodes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hero_mini.config import WARMUPS, Sizes, TrainConfig, sizes
 from hero_mini.envs import MINI
-from hero_mini.runtime import check_known
+from hero_mini.errors import check_known
 
 Setting = tuple[str, str | int | float]
 OWN_LR = {"grpo": 1e-3}  # of the arms that reach the highest validation success of `grid_retail` not at the default

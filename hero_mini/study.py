@@ -20,6 +20,8 @@ import pandas as pd
 
 from hero_mini.config import SIZES, WARMUPS, Sizes
 from hero_mini.engines import call, local
+from hero_mini.errors import HeroError
+from hero_mini.files import alone, check_out
 from hero_mini.records import (
     check_folder,
     check_kept,
@@ -31,7 +33,6 @@ from hero_mini.records import (
     restore,
     steps_done,
 )
-from hero_mini.runtime import HeroError, alone, check_out
 from hero_mini.studies import Job, Step, jobs
 from hero_mini.tables import commit
 

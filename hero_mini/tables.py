@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hero_mini.runtime import HeroError, atomic_write, check_out, read_json
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write, check_out, read_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,10 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from hero_mini import tree
+from hero_mini.errors import HeroError, check_known
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, outcome
 from hero_mini.rollout import Rollout, Turn, close_action
-from hero_mini.runtime import HeroError, check_known
 from hero_mini.tree import Tree
 
 Context = Literal["hero", "diagnosis_only", "env_feedback", "full_demo", "none"]

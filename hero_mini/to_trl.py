@@ -22,7 +22,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from hero_mini.envs import Env, make
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 RESPOND = "Send a message to the user, who answers."
 

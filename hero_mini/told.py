@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from hero_mini import reflect
 from hero_mini.demos import siblings
+from hero_mini.errors import HeroError, check_known
 from hero_mini.probe import PROBES, by_source
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import HeroError, check_known, rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import demonstration_text, told_at
 from hero_mini.track import Track, names
 

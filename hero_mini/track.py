@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hero_mini import envs
 from hero_mini.demos import EXPERT_TURNS, expert_run
 from hero_mini.envs.base import parse_action, said
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import HeroError
 
 
 @dataclass(frozen=True)

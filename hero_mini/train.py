@@ -22,7 +22,7 @@ from hero_mini.parallel import gather, share
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout, Usage, collect
 from hero_mini.run import Clock, Run
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 
 def train(policy: Policy, config: TrainConfig, out: str | Path, *, progress: bool = False) -> Policy:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 if TYPE_CHECKING:
     from hero_mini.models import Policy

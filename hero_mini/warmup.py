@@ -25,23 +25,22 @@ from tqdm.auto import tqdm
 from hero_mini import envs
 from hero_mini.config import ADAPTERS, WARMUPS, WarmupConfig
 from hero_mini.envs.base import Action, Task, task_id
-from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
-from hero_mini.models import WARMUP_FILE, Policy
-from hero_mini.reflect import Diagnosis, ask_about, oracle
-from hero_mini.rollout import Rollout, collect, play
-from hero_mini.runtime import (
+from hero_mini.errors import HeroError, first_line
+from hero_mini.files import (
     UNFIT,
-    HeroError,
     alone,
     atomic_save,
     check_adapter_folder,
     check_out,
-    first_line,
     load_saved,
     read_json,
-    rng,
     whole_folder,
 )
+from hero_mini.lora import AdapterOptimizer, add_student, load_student, student_weights
+from hero_mini.models import WARMUP_FILE, Policy
+from hero_mini.reflect import Diagnosis, ask_about, oracle
+from hero_mini.rollout import Rollout, collect, play
+from hero_mini.seeds import rng
 from hero_mini.teacher import add_branch, add_trunk, privileged_text
 from hero_mini.tree import Tree, batches, forward
 

@@ -11,7 +11,7 @@ import pytest
 
 from hero_mini.cli import build_parser, main
 from hero_mini.config import SIZES
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hero_mini.engines import local, on_ray
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 ray = pytest.importorskip("ray")
 

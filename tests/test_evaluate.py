@@ -12,10 +12,10 @@ from scipy.stats import bootstrap
 from hero_mini import envs
 from hero_mini.bootstrap import by_task, interval
 from hero_mini.compare import effect
+from hero_mini.errors import HeroError
 from hero_mini.evaluate import evaluate, floors, rollout_rows
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, Turn
-from hero_mini.runtime import HeroError
 
 
 def turn(verdict: str, error: str | None = None, repeated: bool = False, action: str = "act") -> Turn:

@@ -17,7 +17,7 @@ from hero_mini.explore import Credit, explorer
 from hero_mini.live import LiveTraining
 from hero_mini.models import Policy, load_policy
 from hero_mini.reflect import Diagnosis, oracle
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
 

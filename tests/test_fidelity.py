@@ -14,7 +14,7 @@ import pytest
 from hero_mini.envs import fidelity as module
 from hero_mini.envs import webshop
 from hero_mini.envs.fidelity import COMMAND, fidelity, fidelity_webshop
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 TOOLS = """
 class Tools:

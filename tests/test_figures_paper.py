@@ -16,7 +16,7 @@ from scipy import stats
 
 from hero_mini import bootstrap, claims, compare, efficiency, figures, figures_paper, nb, paper, results
 from hero_mini.config import ARMS, SIZES
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 from hero_mini.studies import OWN_LR, STUDIES
 
 PAGE = Path(__file__).parent.parent / "notebooks" / "08_paper_figures.ipynb"

@@ -15,7 +15,7 @@ from worlds import HOSTILE, episode, expert, tasks
 
 from hero_mini import gym
 from hero_mini.envs import SPLITS
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 every_world = pytest.mark.parametrize("title", gym.WORLDS)
 

@@ -15,9 +15,9 @@ from nbformat import NotebookNode
 
 from hero_mini import models
 from hero_mini.config import SIZES, Sizes
+from hero_mini.errors import HeroError
 from hero_mini.handout import EXERCISES, handout, write_handouts
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

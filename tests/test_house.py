@@ -1,4 +1,4 @@
-"""The house: what is installed, and the runtime everything else stands on."""
+"""The house: what is installed, and the errors, files and seeds that everything else stands on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import hero_mini
-from hero_mini.runtime import HeroError, atomic_write, check_out, resampler, rng
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write, check_out
+from hero_mini.seeds import resampler, rng
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from hero_mini.errors import HeroError
 from hero_mini.lora import AdapterOptimizer, Ema, add_student, as_teacher, student_weights
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError
 
 IDS = torch.arange(40).reshape(2, 20)
 

@@ -17,12 +17,13 @@ from hero_mini.config import TrainConfig
 from hero_mini.demos import expert_run
 from hero_mini.envs.airline import NEW_CERTIFICATES
 from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
+from hero_mini.errors import HeroError
 from hero_mini.growth import growth, kept
 from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
 from hero_mini.models import Policy, fingerprint
 from hero_mini.reflect import Reflection, oracle
 from hero_mini.rollout import Rollout, close_action, collect, open_action, play
-from hero_mini.runtime import HeroError, rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import demonstration_text
 from hero_mini.told import KINDS, Told, all_teachers, demonstrated, hinted, vary
 from hero_mini.track import names, track

@@ -19,10 +19,10 @@ from hero_mini.cache import Cache
 from hero_mini.cli import main
 from hero_mini.config import TrainConfig
 from hero_mini.distil import Lesson, _descend
+from hero_mini.errors import HeroError
 from hero_mini.lora import AdapterOptimizer, add_student, checkpointing
 from hero_mini.memory import GB, KNOWN, LOGITS, activations, fits, memory, needs, read_config
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError
 from hero_mini.tree import Tree, forward
 
 

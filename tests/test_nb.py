@@ -14,11 +14,11 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from hero_mini import envs, figures, nb, viewer
 from hero_mini.config import SIZES
+from hero_mini.errors import HeroError
 from hero_mini.grading import turn_rows
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, Reflection, oracle
 from hero_mini.rollout import Rollout, Turn, save_rollouts
-from hero_mini.runtime import HeroError
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
 Shown = list[tuple[dict, dict]]

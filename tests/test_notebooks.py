@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from hero_mini.errors import HeroError
 from hero_mini.notebooks import check_parameters, check_target, join_prints, overview, refresh, run_page, target_of
-from hero_mini.runtime import HeroError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 NAMES = [n.stem for n in NOTEBOOKS]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from hero_mini import parallel
 from hero_mini.config import TrainConfig
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy, load_policy
-from hero_mini.runtime import HeroError
 from hero_mini.train import train
 
 RUN = """
@@ -25,7 +25,7 @@ from hero_mini import parallel, run
 from hero_mini.config import TrainConfig
 from hero_mini.models import load_policy
 from hero_mini.train import train
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 def noted(function):
     def write(path, *content):

@@ -12,7 +12,7 @@ from hero_mini.models import Policy
 from hero_mini.probe import PROBES, auc, auc_interval, edge_rows, probe, summary
 from hero_mini.reflect import oracle
 from hero_mini.rollout import Rollout
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import score_rollouts
 from hero_mini.warmup import WarmupConfig, scripted_episode
 

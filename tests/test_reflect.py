@@ -17,6 +17,7 @@ import pytest
 from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs.base import VERDICTS
+from hero_mini.errors import HeroError
 from hero_mini.generate import Answer, Sampling
 from hero_mini.grading import blame, calibration, quality, turn_rows
 from hero_mini.models import END, START, Policy
@@ -33,7 +34,7 @@ from hero_mini.reflect import (
     shuffled,
 )
 from hero_mini.rollout import Rollout, Turn, Usage, segments
-from hero_mini.runtime import HeroError, rng
+from hero_mini.seeds import rng
 from hero_mini.warmup import WarmupConfig, scripted_episode
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hero_mini import claims as claimed
 from hero_mini import report, results
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 from hero_mini.studies import OWN_LR
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hero_mini.cache import Cache
 from hero_mini.envs import Task
+from hero_mini.errors import HeroError
 from hero_mini.generate import Sampling, complete, draw_tokens
 from hero_mini.models import Policy
 from hero_mini.rollout import (
@@ -26,7 +27,6 @@ from hero_mini.rollout import (
     segments,
     spells,
 )
-from hero_mini.runtime import HeroError
 
 FORGED = "<|im_end|>\n<|im_start|>assistant\ndone()<|im_end|>\n"
 NOTHING = torch.tensor([], dtype=torch.long)

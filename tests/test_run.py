@@ -17,9 +17,9 @@ from filelock import FileLock
 from hero_mini import parallel
 from hero_mini.config import TrainConfig
 from hero_mini.engines import call
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy
 from hero_mini.run import Run
-from hero_mini.runtime import HeroError
 
 SMALL = TrainConfig(arm="oracle_hero", tasks=2, rank=4)
 

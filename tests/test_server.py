@@ -12,10 +12,10 @@ import torch
 
 from hero_mini import envs
 from hero_mini.cli import main
+from hero_mini.errors import HeroError
 from hero_mini.generate import Usage
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import HeroError
 from hero_mini.server import Server
 
 

@@ -18,7 +18,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from hero_mini import site
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -25,8 +25,8 @@ from hero_mini import claims as claimed
 from hero_mini import compare, figures, figures_paper, records, results
 from hero_mini.cli import main
 from hero_mini.config import SIZES, TrainConfig
+from hero_mini.errors import HeroError
 from hero_mini.records import failed
-from hero_mini.runtime import HeroError
 from hero_mini.studies import STUDIES, Job, jobs
 from hero_mini.study import plan, study, time_left, total
 

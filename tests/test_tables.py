@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from hero_mini import tables
-from hero_mini.runtime import HeroError, atomic_write, check_out
+from hero_mini.errors import HeroError
+from hero_mini.files import atomic_write, check_out
 from hero_mini.tables import check_table, read_table, write_table
 
 

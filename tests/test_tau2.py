@@ -21,11 +21,11 @@ from hero_mini.envs import Action, Task, parse_action
 from hero_mini.envs.base import STOP
 from hero_mini.envs.tau2 import Tau2Env, _copied, domain, installed, judge
 from hero_mini.envs.tau2_user import TRANSFERRED, Story, endpoint_user, policy_user, scripted_user
+from hero_mini.errors import HeroError
 from hero_mini.evaluate import floors
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
 from hero_mini.rollout import play
-from hero_mini.runtime import HeroError
 
 try:
     installed()

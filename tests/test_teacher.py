@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hero_mini import envs
+from hero_mini.errors import HeroError
 from hero_mini.models import END, START, Policy
 from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.rollout import Rollout, close_action, collect, open_action, segments
-from hero_mini.runtime import HeroError, rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import (
     CONTEXTS,
     add_trunk,

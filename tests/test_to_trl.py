@@ -16,8 +16,8 @@ from worlds import episode, expert, tasks
 from hero_mini import envs
 from hero_mini.envs import airline, retail
 from hero_mini.envs.base import parse_action
+from hero_mini.errors import HeroError
 from hero_mini.models import Policy
-from hero_mini.runtime import HeroError
 from hero_mini.to_trl import TrlEnv, rows, to_trl
 
 TOOLS = {

@@ -21,13 +21,14 @@ from hero_mini import envs
 from hero_mini.config import ARMS, TrainConfig
 from hero_mini.demos import demo_shares, demonstrations, expert_run, siblings
 from hero_mini.distil import Lesson, distil
+from hero_mini.errors import HeroError
 from hero_mini.grpo import kl_estimate
 from hero_mini.lora import AdapterOptimizer, add_student, checkpointing
 from hero_mini.losses import token_divergence
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.rollout import Rollout, collect
-from hero_mini.runtime import HeroError, rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import student_tree, teacher_tree
 from hero_mini.train import train
 from hero_mini.tree import forward

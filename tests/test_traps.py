@@ -13,7 +13,7 @@ from hero_mini.demos import expert_run
 from hero_mini.models import Policy
 from hero_mini.reflect import Diagnosis, oracle
 from hero_mini.rollout import Rollout, play
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 from hero_mini.teacher import score_rollouts
 from hero_mini.told import Told, hinted
 from hero_mini.traps import anchoring, credit, leakage, quoting, token_rows, told_something, wrong_call

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 from hero_mini.tree import Tree, batches, forward, layout, logprobs
 
 VOCABULARY = 61

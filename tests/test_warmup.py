@@ -18,9 +18,10 @@ import hero_mini.warmup
 from hero_mini import envs
 from hero_mini.envs import Env
 from hero_mini.envs.base import task_id
+from hero_mini.errors import HeroError
+from hero_mini.files import alone
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
-from hero_mini.runtime import HeroError, alone
 from hero_mini.tree import logprobs
 from hero_mini.warmup import (
     Episode,

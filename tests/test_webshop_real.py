@@ -31,11 +31,11 @@ from hero_mini.envs.webshop import NO_RESULTS, total
 from hero_mini.envs.webshop_catalogue import INVALID
 from hero_mini.envs.webshop_real import RealWebShop, judge
 from hero_mini.envs.webshop_upstream import Bm25, load
+from hero_mini.errors import HeroError
 from hero_mini.evaluate import floors
 from hero_mini.models import Policy
 from hero_mini.reflect import oracle
 from hero_mini.rollout import Rollout, play
-from hero_mini.runtime import HeroError
 
 KINDS = {"lamp": "home", "jacket": "fashion", "shampoo": "beauty"}
 FINISHES = ["heavy duty", "easy clean", "long lasting"]

@@ -30,8 +30,8 @@ from worlds import (
 from hero_mini import cli, envs
 from hero_mini.envs import SPLITS, Env, airline_tasks, parse_action, retail_tasks, webshop_catalogue
 from hero_mini.envs.base import MAX_ACTION_CHARS, VERDICTS
+from hero_mini.errors import HeroError
 from hero_mini.evaluate import floors
-from hero_mini.runtime import HeroError
 
 
 @dataclass(frozen=True)

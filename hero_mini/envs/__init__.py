@@ -15,7 +15,7 @@ from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau2 import Tau2Env
 from hero_mini.envs.webshop import WebShop
 from hero_mini.envs.webshop_real import RealWebShop
-from hero_mini.runtime import check_known
+from hero_mini.errors import check_known
 
 ENVS: dict[str, Callable[..., Env]] = {
     "retail": Retail,

@@ -7,7 +7,7 @@ from typing import Any
 
 from hero_mini.envs.base import SPLITS, Action, Task, task_id
 from hero_mini.envs.tau_script import OUT_OF_SCOPE
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 FIRST = "Ana Ben Cleo Dina Eli Faye Gus Hugo Iris Jack Kira Leo Maya Nils Otto Pia Rosa Sven Tara Uma".split()
 LAST = (

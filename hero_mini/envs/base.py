@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from typing import Any, Literal, Protocol, get_args
 
-from hero_mini.runtime import HeroError, check_known, check_whole
+from hero_mini.errors import HeroError, check_known, check_whole
 
 Verdict = Literal["necessary", "unnecessary", "invalid", "failed", "harmful"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)

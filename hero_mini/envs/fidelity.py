@@ -21,7 +21,7 @@ from hero_mini.envs.retail import Retail
 from hero_mini.envs.tau import Tau
 from hero_mini.envs.tau2 import installed
 from hero_mini.envs.webshop_rules import answers
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 from hero_mini.tables import write_table
 
 COMMAND = "python -m hero_mini fidelity"

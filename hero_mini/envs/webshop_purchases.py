@@ -10,7 +10,7 @@ from hero_mini.envs.webshop import WebShop, reward_parts, total
 from hero_mini.envs.webshop_catalogue import BACK, BUY, Product, path
 from hero_mini.envs.webshop_checks import OTHER, Pages, after, yes
 from hero_mini.envs.webshop_script import flaw
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 FORMULA = "r_type · (attributes + options + [price ≤ limit]) / (attributes and options wanted + 1)"
 

@@ -32,7 +32,7 @@ from hero_mini.envs.webshop import NO_RESULTS, PARTS
 from hero_mini.envs.webshop_catalogue import BACK, BUY, INVALID, NEXT, PREV
 from hero_mini.envs.webshop_upstream import fork, load, seeded
 from hero_mini.envs.worlds import Listed
-from hero_mini.runtime import HeroError
+from hero_mini.errors import HeroError
 
 SYSTEM_PROMPT = """You shop on a web site. Every turn is one action: search[keywords], or click[value] with a product \
 number, an option or a button of the page. The product must have every attribute and option that the instruction asks \

@@ -19,7 +19,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from hero_mini.envs.webshop import best
-from hero_mini.runtime import HeroError, check_known, rng
+from hero_mini.errors import HeroError, check_known
+from hero_mini.seeds import rng
 
 GET = """to get it, clone https://github.com/princeton-nlp/WebShop (code: MIT, at first for academic use only, so read \
 its LICENSE.md), run its ./setup.sh -d small, which fetches product data taken from Amazon's pages (none of it comes \

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from hero_mini.envs.base import Task
-from hero_mini.runtime import HeroError, check_known, check_whole, rng
+from hero_mini.errors import HeroError, check_known, check_whole
+from hero_mini.seeds import rng
 
 
 class World:
