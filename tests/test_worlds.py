@@ -133,6 +133,7 @@ def test_errors_name_the_remedy(name: str) -> None:
         lambda: env.tasks("test", 1, seed=-1): "seed is -1",
         lambda: started(tasks(name, 1)[0]).step(None): "an action is a text",
         lambda: env.step("hi"): "call reset first",
+        env.expert: "call reset first",
         lambda: episode(tasks(name, 1)[0], expert)[2].step("hi"): "over",
     }.items():
         with pytest.raises(HeroError, match=near):

@@ -123,6 +123,7 @@ class Tau(Generated):
 
     def expert(self) -> Action:
         """The best next action given what the agent has been told so far."""
+        self.check_running()
         return self.script.expert(self)
 
     def scripted(self, draw: random.Random, skill: float) -> Action:

@@ -218,6 +218,7 @@ class Tau2Env(Listed):
 
     def expert(self) -> Action:
         """The next gold action; after the last one, a message with everything that must be said."""
+        self.check_running()
         if self.gold_done < len(self.task.gold):
             return self.task.gold[self.gold_done]
         return respond(f"{' '.join(self.task.outputs)} {CLOSING}".strip())

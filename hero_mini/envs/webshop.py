@@ -144,6 +144,7 @@ class WebShop(Generated):
 
     def expert(self) -> Action:
         """The best next action given what the agent has been shown so far."""
+        self.check_running()
         return script.expert(self)
 
     def scripted(self, draw: random.Random, skill: float) -> Action:

@@ -198,6 +198,7 @@ class RealWebShop(Listed):
         It knows the product's number, as no agent can, so it corrects nobody. Products beyond the results shown, and
         the few synthetic goals that no purchase fulfils, stay out of its reach.
         """
+        self.check_running()
         session, offered = self._session(), self._offered()
         goal = session["goal"]
         if self.upstream.get_available_actions()["has_search_bar"]:
