@@ -17,7 +17,7 @@ from hero_mini.reflect import VERDICTS, Diagnosis, Reflection, self_reflector
 from hero_mini.rollout import Rollout, collect, pieces
 from hero_mini.teacher import score_rollouts
 
-CONTEXTS = ("full_demo", "env_feedback", "hero")
+SHOWN = ("full_demo", "env_feedback", "hero")
 NONE = "no diagnosis"
 N_TASKS = 12  # to choose from
 WIDE = widgets.Layout(width="32em")
@@ -30,7 +30,7 @@ class Credit:
         self.policy, self.rollout, self.diagnoses = policy, rollout, list(diagnoses)
         self.demo = expert_run(policy, rollout.env, rollout.task_id)
         (self.student,) = score_rollouts(policy, [rollout], "none")
-        self.edges = {context: self.scored(context) for context in CONTEXTS}
+        self.edges = {context: self.scored(context) for context in SHOWN}
 
     def scored(self, context: str) -> list[list[float] | None]:
         """log π_T − log π_S per turn and token, in nats; None where the teacher is told nothing."""
@@ -91,7 +91,7 @@ def explorer(credit: Credit) -> widgets.VBox:
     task = widgets.Dropdown(options=names, value=credit.rollout.task_id, description="task", layout=WIDE)
     seed = widgets.BoundedIntText(value=0, min=0, max=999, description="seed")
     again = widgets.Button(description="Act and reflect again", icon="play", layout=widgets.Layout(width="auto"))
-    context = widgets.ToggleButtons(options=CONTEXTS, value="hero", description="shading")
+    context = widgets.ToggleButtons(options=SHOWN, value="hero", description="shading")
     turn = widgets.IntSlider(min=1, max=len(credit.rollout.turns), value=credit.most_blamed() + 1, description="turn")
     verdict = widgets.Dropdown(options=[NONE, *VERDICTS], description="verdict", layout=WIDE)
     cause = widgets.Text(description="cause", continuous_update=False, layout=WIDE)

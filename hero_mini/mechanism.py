@@ -61,7 +61,7 @@ def measure(
     tracks: Sequence[Track],
     teachers: Mapping[str, Sequence[Told]],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The student and every teacher at every turn: a row per candidate action (see `turn_rows`), and a row per turn.
+    """The student and every teacher at every turn: a row per candidate action (see `per_turn`), and a row per turn.
 
     In both, rollouts count from 0 and turns from 1.
     teachers: name -> what it is told, per rollout
@@ -85,10 +85,10 @@ def measure(
                     ends, unseen = step == len(mine.steps) or action in mine.endings, action in mine.unseen[t]
                     rows.append({**turn, "step": step, "mass": np.exp(logprob), "ends": ends, "unseen": unseen})
     table = pd.DataFrame(rows)
-    return table, turn_rows(table, pd.DataFrame(own))
+    return table, per_turn(table, pd.DataFrame(own))
 
 
-def turn_rows(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+def per_turn(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """A row per context and turn, from the rows of candidate actions (steps count from 1; 0 is no step of the run).
 
     due, ahead, behind, other: probability of the step that is due, of later ones, of earlier ones, of anything else

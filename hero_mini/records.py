@@ -160,7 +160,7 @@ def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[st
         )
 
 
-def gather(
+def gather_tables(
     name: str, planned: Sequence[Job], folder: Path, data: Path, today: dict[str, object], problems: dict[str, str]
 ) -> None:
     """Write the tables of all finished runs, and where they come from, to `data`.
@@ -194,7 +194,7 @@ def gather(
     for suffix, tables in found.items():
         if tables:
             write_table(data / f"{name}{suffix}.csv", pd.concat(tables), **about)
-    if failed and not finished:
+    if lacking and not finished:
         write_origin(data / f"{name}.csv", **about)
 
 

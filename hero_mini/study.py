@@ -27,7 +27,7 @@ from hero_mini.records import (
     check_kept,
     common_settings,
     failed,
-    gather,
+    gather_tables,
     made_otherwise,
     note_steps,
     restore,
@@ -74,12 +74,12 @@ def study(
             print(f"[{number}/{len(planned)}] {job.name}{time_left(plan(planned, folder, size))}", flush=True)
 
         problems = failed(table)
-        gather(name, planned, folder, data, today, problems)
+        gather_tables(name, planned, folder, data, today, problems)
         for job, outcome in engine(left, partial(run, folder=folder, size=size), begin):
             outcomes[job] = outcome
             if outcome["status"] != "finished":
                 problems[job.name] = str(outcome["status"])
-            gather(name, planned, folder, data, today, problems)
+            gather_tables(name, planned, folder, data, today, problems)
     return pd.DataFrame([{"run": job.name, **outcomes[job]} for job in planned])
 
 

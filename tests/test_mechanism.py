@@ -19,7 +19,7 @@ from hero_mini.envs.airline import NEW_CERTIFICATES
 from hero_mini.envs.tau_script import CLOSING, OUT_OF_SCOPE
 from hero_mini.errors import HeroError
 from hero_mini.growth import growth, kept
-from hero_mini.mechanism import MASSES, STUDENT, heat, measure, place_tree, summary, turn_rows
+from hero_mini.mechanism import MASSES, STUDENT, heat, measure, per_turn, place_tree, summary
 from hero_mini.models import Policy, fingerprint
 from hero_mini.reflect import Reflection, oracle
 from hero_mini.rollout import Rollout, close_action, collect, open_action, play
@@ -222,7 +222,7 @@ def test_the_numbers_of_a_turn_by_hand() -> None:
     table = pd.concat([
         by_hand(0.1, 0.5, 0.2, 0.05, at=2), by_hand(0.0, 0.2, 0.6, 0.1, at=2, context="told", unseen=(2, 3)),
     ])  # fmt: skip
-    student, told = turn_rows(table, own).to_dict("records")
+    student, told = per_turn(table, own).to_dict("records")
     expected = {"due": 0.5, "ahead": 0.2, "behind": 0.1, "other": 0.2, "ending": 0.25, "unseen": 0.0}
     assert {name: student[name] for name in MASSES} == pytest.approx(expected)
     assert student["place"] == pytest.approx((0.1 + 2 * 0.5 + 3 * 0.2) / 0.8) and student["edge"] == 0.0
@@ -233,7 +233,7 @@ def test_the_numbers_of_a_turn_by_hand() -> None:
 
 def test_the_right_ending_is_no_early_ending() -> None:
     own = pd.DataFrame({"context": [STUDENT], "rollout": 0, "turn": 1, "good": True, "own": -1.0})
-    (turn,) = turn_rows(by_hand(0.0, 0.1, 0.7, 0.1, at=3), own).to_dict("records")
+    (turn,) = per_turn(by_hand(0.0, 0.1, 0.7, 0.1, at=3), own).to_dict("records")
     assert turn["due"] == 0.7 and turn["ending"] == pytest.approx(0.1) and turn["ahead"] == 0.0
 
 
