@@ -45,7 +45,7 @@ def tree_attention(
 
     query: (B, Hq, T, D);  key, value: (B, Hkv, S, D), Hq a multiple of Hkv
     attention_mask: additive or boolean (True: seen), (B or 1, 1, T, S), not edited in place after its first use;
-        None means causal, with the queries at the start of the keys
+        None means causal, with the queries at the start of the keys; a single query sees all of them
     returns (B, T, Hq, D)
     """
     batch, heads, queries, width = query.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 from hero_mini import envs
 from hero_mini.errors import HeroError, check_known
 
-ADAPTERS = Path(__file__).parent / "adapters"  # shipped: warm-ups of the embedded model
+ADAPTERS = Path(__file__).resolve().parent / "adapters"  # shipped: warm-ups of the embedded model
 WARMUPS = {"default": "warmup"} | {name: name for name in ("worlds", "no_demos", "no_hints")}  # of the embedded model
 TEMPERATURE = 1.0  # of sampled actions, in training and evaluation: the policy itself, neither sharpened nor flattened
 
@@ -196,13 +196,14 @@ WARMUP_RANGES = {
     "from 0 to 1": "skill skills trunk_skill lr_fall",
 }
 READ_BY: dict[str, Callable[[TrainConfig, Arm], bool]] = {  # who makes use of a setting that changes the teaching
-    **dict.fromkeys(("hints", "corrections", "min_confidence"), lambda _, arm: arm.reflector is not None),
+    **dict.fromkeys(("hints", "corrections"), lambda _, arm: arm.reflector is not None),
+    "min_confidence": lambda _, arm: arm.reflector == "self",  # the oracle is always sure
     **dict.fromkeys(("divergence", "top_k", "teacher"), lambda _, arm: arm.context is not None),
     "weight": lambda config, arm: arm.context is not None and config.divergence == "jsd",
     "ema_decay": lambda config, arm: arm.context is not None and config.teacher == "ema",
     **dict.fromkeys(("advantage", "clip", "kl"), lambda _, arm: arm.grpo),
     "mix": lambda _, arm: arm.grpo and arm.context is not None,
-    "demo": lambda _, arm: arm.context == "full_demo",
+    "demo": lambda config, arm: arm.context == "full_demo" and config.group > 1,  # siblings are of the same group
 }
 
 

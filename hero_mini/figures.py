@@ -181,7 +181,8 @@ def learning_curves(
             style = dict(zip(("color", "marker"), style_of(arm, i), strict=True))
             style["label"] = f"{arm} ({seeds(by_seed.shape[1])})"
             if by_seed.shape[1] > 1:
-                ax.plot(at, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
+                own = rows.pivot(index="update", columns="seed", values=x)[by_seed.columns]
+                ax.plot(own, by_seed, color=style["color"], linewidth=0.7, alpha=0.5)
                 band = (shared.min(axis=1), shared.max(axis=1))
                 ax.fill_between(at[shared.index], *band, color=style["color"], alpha=0.15)
             ax.plot(at[shared.index], shared.mean(axis=1), linewidth=2, markersize=5, **style)

@@ -98,6 +98,8 @@ class LiveTraining:
             self.state.value = f"<b>It stopped:</b> {escape(why)}"
         elif done:
             self.compare()
+        else:
+            self.state.value = "Stopped before the first update was done"
 
     def draw(self) -> int:
         """The curves as far as they have come; returns the number of whole updates."""

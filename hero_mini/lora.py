@@ -34,8 +34,11 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> P
 
     The policy passed in stays as it is and shares its frozen weights with the student.
     rank: of every adapted matrix; alpha is twice the rank (our choice)
-    raises HeroError: the model has none of the layers to adapt, or the rank is above its width
+    raises HeroError: the policy is a student itself, its model has none of the layers to adapt, or the rank is above
+        its width
     """
+    if isinstance(policy.model, PeftModel):
+        raise HeroError(f"{policy.name} is a student itself; load what it learnt with load_policy(adapter=...) first")
     config = policy.model.config
     if not any(name.split(".")[-1] in TARGETS for name, _ in policy.model.named_modules()):
         raise HeroError(f"a {config.model_type} model has no layer that adapters train here: take one as Qwen3")

@@ -177,7 +177,8 @@ def hero_loss(divergence: Tensor, turn: Tensor, rollout: Tensor, *, hinted: Tens
     """
     if divergence.shape != turn.shape:
         raise ValueError(f"divergence has shape {tuple(divergence.shape)}, but the tokens are {tuple(turn.shape)}")
-    return (token_weights(turn, rollout, hinted).to(divergence.dtype) * divergence).sum()
+    weights = token_weights(turn, rollout, hinted).to(divergence.dtype)
+    return (weights * divergence.masked_fill(weights == 0, 0.0)).sum()  # 0 times infinity would be no number
 
 
 def importance_clip(weights: Tensor, logp_now: Tensor, logp_sampled: Tensor, *, clip: float) -> Tensor:

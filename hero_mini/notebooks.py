@@ -122,23 +122,21 @@ def target_of(notebook: Path, out: Path, parameters: dict[str, object]) -> Path:
 def reproduce(preset: str, parameters: dict[str, str]) -> None:
     """All notebooks in order with one preset; prints where pages are and the table base -> HERO."""
     notebooks = all_notebooks()
-    parameters = {"preset": preset, "out": "runs/notebooks", **{k: _value(v) for k, v in parameters.items()}}
-    out = Path(str(parameters["out"]))
-    if not str(parameters["out"]):
+    values: dict[str, object] = {"preset": preset, "out": "runs/notebooks", **parameters}
+    if (seed := parameters.get("seed", "")).isdecimal():
+        values["seed"] = int(seed)  # the one parameter that is a number
+    if not values["out"]:
         raise HeroError("out is empty; name a folder")
-    targets = [target_of(notebook, out, parameters) for notebook in notebooks]  # all, before the first one runs
+    out = Path(str(values["out"]))
+    targets = [target_of(notebook, out, values) for notebook in notebooks]  # all, before the first one runs
     for notebook, target in tqdm(list(zip(notebooks, targets, strict=True)), desc="notebooks"):
-        run_page(notebook, target, parameters)
+        run_page(notebook, target, values)
     print(f"\nexecuted pages: {out}/*.ipynb (open them with make lab, or any notebook viewer)")
     for picture in sorted(out.rglob("*.png")):
         print(f"figure: {picture}")
     table = out / "base_hero.md"
     if table.exists():
         print("\n" + table.read_text(encoding="utf-8"))
-
-
-def _value(text: str) -> object:
-    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def join_prints(page: nbformat.NotebookNode) -> None:

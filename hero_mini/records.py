@@ -147,10 +147,10 @@ def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[st
     """
     told, size = origin(table).get("runs", {}), sizes(str(today["preset"]))
     commands = {job.name: {step.key for step in job.steps(folder / job.name, size)} for job in planned}
-    if names := [name for name, keys in commands.items() if told.get(name, {}).keys() - keys]:
+    if names := [name for name, steps in told.items() if steps.keys() != commands.get(name)]:
         raise HeroError(
-            f"{table} has runs that were made by other commands than today's ({', '.join(names)}); move this study's "
-            "tables away or set --data"
+            f"{table} has runs that the study plans no more, or by other commands ({', '.join(names)}); move this "
+            "study's tables away or set --data"
         )
 
     if names := [name for name in commands if not told.get(name, {}).keys() <= steps_done(folder / name).keys()]:

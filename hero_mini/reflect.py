@@ -77,6 +77,7 @@ def outcome(rollout: Rollout) -> str:
     return "success" if rollout.success else "failure"
 
 
+BREAK = " ⏎ "  # stands for a line break inside what is said about a turn
 _LINE = re.compile(r"(\d{1,4}): (.+)")
 _DIAGNOSIS = re.compile(rf"({'|'.join(VERDICTS)})(?:, (.+?))?(?:\. Better: (.+))?")
 
@@ -92,7 +93,8 @@ def parse_diagnosis(text: str, action: str) -> Diagnosis | None:
     found = _DIAGNOSIS.fullmatch(text.strip())
     if found is None or text.endswith(CUT):
         return None
-    return Diagnosis(found[1], found[2] or "", None if found[3] == action.strip() else found[3])
+    better = found[3] and found[3].replace(BREAK, "\n")
+    return Diagnosis(found[1], found[2] or "", None if better == "\n".join(action.strip().splitlines()) else better)
 
 
 def parse_reflection(text: str, actions: Sequence[str]) -> Reflection:
@@ -118,8 +120,8 @@ def parse_reflection(text: str, actions: Sequence[str]) -> Reflection:
 
 
 def in_lines(diagnoses: Sequence[str]) -> str:
-    """What was said about the turns, a line for each; a line break inside is shown as ⏎."""
-    return "\n".join(f"{i}: {' ⏎ '.join(text.splitlines())}" for i, text in enumerate(diagnoses, 1))
+    """What was said about the turns, a line for each; a line break inside is BREAK."""
+    return "\n".join(f"{i}: {BREAK.join(text.splitlines())}" for i, text in enumerate(diagnoses, 1))
 
 
 def oracle(rollouts: Sequence[Rollout]) -> list[Reflection]:

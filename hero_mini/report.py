@@ -21,8 +21,9 @@ TEXTS = (Path("README.md"), Path("figures/README.md"), Path("notebooks/teaching.
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A GitHub table; `|` in a cell is escaped."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    """A GitHub table; `|` in a cell is escaped, and a missing value is a dash."""
+    cells = table.astype(object).where(table.notna(), "–").map(str)
+    rows = [list(table.columns), ["---"] * len(table.columns), *cells.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 

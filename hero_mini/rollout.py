@@ -200,6 +200,7 @@ def collect(
         gives no token ids
     """
     check_whole(0, seed=seed)
+    seed = int(seed)  # one of NumPy's cannot be saved
     if max_turns is None:
         max_turns = envs.turn_limit(env) if isinstance(env, str) else env().max_turns
     check_whole(1, max_turns=max_turns, max_action_tokens=max_action_tokens, repeats=repeats)

@@ -129,6 +129,17 @@ def test_reward_equals_a_second_opinion() -> None:
     assert all(seen[family, 1.0] and seen[family, 0.0] for family in FAMILIES), seen
 
 
+def test_a_reservation_may_lose_all_its_flights() -> None:
+    task = next(task for task in tasks(60) if task.family in WRITE_TOOL)
+    env = started(task)
+    while not env.confirmed:
+        env.step(str(env.expert()))
+    ((reservation, *_),) = (list(env.db["reservations"]),)
+    env.db["reservations"][reservation]["flights"] = []
+    env.read.add(reservation)
+    assert all(isinstance(action, str) for action in env.admissible())
+
+
 def test_writes_cannot_be_undone() -> None:
     """After a write that the user did not want, doing the right thing as well earns nothing."""
     wrong = 0

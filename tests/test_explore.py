@@ -152,6 +152,9 @@ def test_an_end_closes_it_and_a_failure_is_told(tiny: Policy, tmp_path: Path, mo
     made = training(tiny, tmp_path, monkeypatch, updates=0, waits=False, ends="'hero_mini: the <disk> is full'")
     made.begin().join(20)
     assert "the &lt;disk&gt; is full" in made.state.value
+    made = training(tiny, tmp_path / "none", monkeypatch, updates=0, waits=False, ends=130)
+    made.begin().join(20)
+    assert made.state.value == "Stopped before the first update was done" and not made.train.disabled
 
 
 def test_before_and_after(tiny: Policy, tmp_path: Path, monkeypatch) -> None:

@@ -33,6 +33,12 @@ def as_bf16(policy: Policy) -> Policy:
     return replace(policy, model=copy.deepcopy(policy.model).to(torch.bfloat16))
 
 
+def test_a_student_is_no_start_of_another(tiny: Policy) -> None:
+    """Peft would put a fresh adapter in the place of the trained one."""
+    with pytest.raises(HeroError, match="is a student itself; load what it learnt"):
+        add_student(add_student(tiny, rank=4, seed=0), rank=4, seed=0)
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_the_start_changes_nothing(tiny: Policy, ema: bool) -> None:
     before = logits(tiny)

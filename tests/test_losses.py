@@ -312,6 +312,8 @@ def test_hand_computed_mean_over_tokens_turns_and_rollouts() -> None:
     assert weights.tolist() == pytest.approx([1 / 8, 1 / 8, 0, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8, 0])
     # without `hinted` all turns count: ((2 + 100 + 4)/3 + 4 + 100)/3
     assert hero_loss(VALUES, TURN, ROLLOUT).item() == pytest.approx((106 / 3 + 104) / 3)
+    # a turn without a hint has no say, whatever its tokens have
+    assert hero_loss(VALUES.masked_fill(~HINTED, torch.inf), TURN, ROLLOUT, hinted=HINTED).item() == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize("seed", range(5))

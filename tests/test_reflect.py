@@ -135,6 +135,13 @@ def test_a_line_about_an_unreadable_action_reads_back(action: str) -> None:
     assert parse_reflection(in_lines([diagnosis.hint]), [action]).diagnoses == (diagnosis,)
 
 
+def test_line_breaks_read_back(action: str = "Hello\n\nthere") -> None:
+    diagnosis = Diagnosis("failed", "no answer", action)
+    assert parse_reflection(in_lines([diagnosis.hint]), ["Hello"]).diagnoses == (diagnosis,)
+    (same,) = parse_reflection(in_lines([diagnosis.hint]), [f"{action}\n"]).diagnoses
+    assert same == replace(diagnosis, better=None), "a correction that repeats the action is none"
+
+
 def test_a_hint_does_not_quote_the_action_it_is_about(rollouts: list[Rollout]) -> None:
     wrong = 0
     for rollout, reflection in zip(rollouts, oracle(rollouts), strict=True):

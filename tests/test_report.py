@@ -13,6 +13,11 @@ from hero_mini.errors import HeroError
 from hero_mini.studies import OWN_LR
 
 
+def test_a_missing_value_is_a_dash() -> None:
+    table = report.turns_table(agents(0.0).assign(agent="base", success=0.0, wasted=1))
+    assert "| base | – | 8.0 |" in report.markdown(table)
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.setattr(claimed, "DATA", tmp_path)

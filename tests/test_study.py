@@ -109,6 +109,8 @@ def test_a_plan_tells_its_total_once_a_run_was_timed(tmp_path: Path) -> None:
     planned, size = jobs("hero_retail", "full"), SIZES["full"]
     unknown = plan(planned, tmp_path, size)
     assert time_left(unknown) == "" and "not known before the first run" in total(unknown)
+    done(planned[0], tmp_path, 6)  # the base agent, which has no training
+    assert total(plan(planned, tmp_path, size)) == "At least 12 minutes left; of 6 runs it is not known yet."
     for job, minutes in zip(planned[:2], (6, 5), strict=True):
         done(job, tmp_path, minutes)
     assert plan(planned, tmp_path, size)["minutes"].tolist() == [6, 10, 10] * 3  # an arm takes as long as another
@@ -225,6 +227,17 @@ def test_a_table_of_unknown_origin_is_not_overwritten(processes: Processes, tmp_
     assert not processes.started
 
 
+def test_a_table_loses_no_run_that_is_planned_no_more(processes: Processes, tmp_path: Path, monkeypatch) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    study("hero_retail", "smoke", runs=runs, data=data)
+    made = (data / "hero_retail.csv").read_text()
+    fewer = jobs("hero_retail", "smoke")[:-1]
+    monkeypatch.setattr("hero_mini.study.jobs", lambda *_: fewer)
+    with pytest.raises(HeroError, match="has runs that the study plans no more.*shuffled_hero-retail-1"):
+        study("hero_retail", "smoke", runs=runs, data=data)
+    assert (data / "hero_retail.csv").read_text() == made
+
+
 def test_runs_keep_the_commit_that_made_them(processes: Processes, tmp_path: Path) -> None:
     runs, data = tmp_path / "runs", tmp_path / "data"
     study("hero_retail", "smoke", runs=runs, data=data)
@@ -325,7 +338,7 @@ def test_runs_that_other_commands_made_are_not_overwritten(processes: Processes,
     file = data / "hero_retail.json"
     file.write_text(file.read_text().replace("--n 4", "--n 5"))  # as if a study had changed since
     kept = (data / "hero_retail.csv").read_text()
-    with pytest.raises(HeroError, match="made by other commands than today's .*; move this study's tables away"):
+    with pytest.raises(HeroError, match="plans no more, or by other commands .*; move this study's tables away"):
         study("hero_retail", "smoke", runs=runs, data=data)
     assert (data / "hero_retail.csv").read_text() == kept
 

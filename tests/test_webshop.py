@@ -341,6 +341,11 @@ def test_hostile_text_is_answered(text: str) -> None:
     assert "<script" not in pages.strip_html(tasks(1)[0], [text, f"<script>{text}</script>", f"search[{text}<script>]"])
 
 
+@pytest.mark.parametrize("action", ["search(red shoes)", "search(query='x')", '{"name": "search", "arguments": {}}'])
+def test_a_search_that_cannot_be_read_is_shown(action: str) -> None:
+    assert "Invalid action!" in pages.strip_html(tasks(1)[0], [action])
+
+
 def test_too_long_is_invalid() -> None:
     env = at(tasks(1)[0])
     long = f"search[{env.goal.kind} " + "x" * MAX_ACTION_CHARS

@@ -33,7 +33,10 @@ def proposal(write: Action) -> str:
 
 
 def essentials(write: Action) -> list[str]:
-    """What a proposal must name as whole tokens for the user to recognise their wish: every argument of the write."""
+    """What a proposal must name as whole tokens for the user to recognise their wish: every argument of the write.
+
+    Each is looked for by itself, so where two bags are wished for and both paid, "2 bags, 1 paid" names all of it.
+    """
     values = [v if isinstance(v, list) else [str(v)] for v in write.arguments.values()]
     verb = {"cancel_reservation": "cancel", "send_certificate": "certificate"}.get(write.name)
     return [text for value in values for text in value] + [verb] * (verb is not None)
@@ -178,7 +181,8 @@ def admissible(env: Airline) -> list[Action]:
             continue
         writes = _writes(env, reservation_id)
         actions += writes + [respond(proposal(w)) for w in writes]
-        actions += [answer(env, reservation_id), deny(reservation_id)]
+        actions += [answer(env, reservation_id)] if env.db["reservations"][reservation_id]["flights"] else []
+        actions.append(deny(reservation_id))
     return actions
 
 

@@ -122,7 +122,7 @@ class Tau(Generated):
     # -- the scripted agents --------------------------------------------------------------------------------------
 
     def expert(self) -> Action:
-        """The best next action given what the agent has been told so far."""
+        """The best next action given what the agent has been told so far; goodbye after any write, right or wrong."""
         self.check_running()
         return self.script.expert(self)
 

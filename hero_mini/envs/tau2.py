@@ -153,7 +153,7 @@ class Tau2Env(Listed):
         self.world, self.db_hash, self.owned = shared.module.get_environment(shared.db), shared.db_hash, False
         self.turn = self.writes = self.gold_done = 0
         self.done = self.transferred = False
-        self.seen: set[str] = set()  # what the tools have answered so far
+        self.seen: set[str] = set()  # what tools and user have answered so far
         self.calls: set[str] = set()  # the actions so far
         self.said = [("agent", GREETING)]
         opener = self.user(self._story())
@@ -183,11 +183,10 @@ class Tau2Env(Listed):
         else:
             observation = problem
         self.turn += 1
-        new = changed or (not repeated if role == "user" else observation not in self.seen)
+        new = changed or observation not in self.seen or (role == "user" and not repeated)
         verdict, cause = judge(problem, error, new)
         self.calls.add(str(parsed))
-        if role == "tool":
-            self.seen.add(observation)
+        self.seen.add(observation)
         truncated = not terminated and self.turn >= self.max_turns
         self.done = terminated or truncated
         parts = self.reward_parts() if terminated else {"database": 0.0, "outputs": 0.0}
@@ -300,8 +299,8 @@ class Tau2Env(Listed):
 def judge(problem: str | None, error: str | None, new: bool) -> tuple[Verdict, str]:
     """A turn's verdict and cause from facts alone, so that a write which only the outcome condemns passes as necessary.
 
-    problem: why the action could not be carried out; error: the tool's own refusal; new: it changed the database or
-    brought an answer that had not been there before
+    problem: why the action could not be carried out; error: the tool's own refusal; new: it changed the database,
+    brought an answer that had not been there before, or is a message that was not said before
     """
     if problem is not None:
         return "invalid", "cannot be carried out"

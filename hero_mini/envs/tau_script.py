@@ -39,7 +39,13 @@ class Script(Protocol):
 def judge(
     before: Tau, after: Tau, action: Action, error: str | None, better: Action, observation: str
 ) -> tuple[Verdict, str]:
-    """The diagnosis of one turn as verdict and cause (our choice), from the episode before and after it."""
+    """The diagnosis of one turn as verdict and cause (our choice), from the episode before and after it.
+
+    Its known mistakes are kept, since the warm-ups learnt from it and all results were measured by it. Too mild: the
+    user's yes counts as necessary also where retail's user wishes for no write at all, and where an airline proposal
+    has the wrong number of bags (see `airline_script.essentials`). Too harsh: a transfer that is right, but comes
+    before the order was read. Retail's test tasks have about one such turn in a hundred episodes.
+    """
     if error is not None:
         return _judge_error(error, before.refusals)
     if action.name in before.writes:

@@ -141,7 +141,7 @@ def _line(product: Product, name: str) -> str:
 
 
 def _search(env: WebShop, action: Action) -> str:
-    keywords = str(action.arguments["keywords"]) if action.name == "search" else ""
+    keywords = str(action.arguments.get("keywords", "")) if action.name == "search" else ""
     typed = escape(keywords[:200]) or "<span style='color:#52606d'>keywords</span>"
     box = "flex:1;border:1px solid #9aa5b1;border-radius:6px;padding:.25em .6em;min-width:0;overflow-wrap:anywhere"
     button = FILLED + MARK * bool(keywords)
