@@ -126,6 +126,13 @@ def against_others(rows: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(rows, pairs)))
 
 
+def by_group_size(rows: pd.DataFrame) -> str:
+    """HERO against GRPO with as many rollouts per task, in words; empty without such agents."""
+    sizes = sorted(int(found[1]) for agent in set(rows["agent"]) if (found := re.fullmatch(r"hero, G=(\d+)", agent)))
+    effects = compare.effects(rows, [(f"hero, G={size}", f"grpo, G={size}") for size in sizes])
+    return "\n".join(f"- {line}" for line in compare.sentences(effects))
+
+
 def against_first(rows: pd.DataFrame, first: pd.DataFrame) -> str:
     """The trained agents that the first study has as well: their rows of today against those, in words."""
     trained = [agent for agent in first["agent"].unique() if agent != "base"]
@@ -224,7 +231,7 @@ def blocks() -> dict[str, str]:
     if len(main):
         made |= {"retail": agents_table(main), "against": against_others(main), "turns": turns_table(main)}
         if len(changes := changes_table(every)):
-            made["changes"] = changes
+            made |= {"changes": changes, "groups": by_group_size(every)}
     for source, makers in {
         "worlds.csv": {"worlds": worlds_table, "worlds differences": worlds_differences},
         "grid_retail.csv": {"rates": agents_table, "own rates": against_others},
