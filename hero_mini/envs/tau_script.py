@@ -44,7 +44,7 @@ def judge(
     Its known mistakes are kept, since the warm-ups learnt from it and all results were measured by it. Too mild: the
     user's yes counts as necessary also where retail's user wishes for no write at all, and where an airline proposal
     has the wrong number of bags (see `airline_script.essentials`). Too harsh: a transfer that is right, but comes
-    before the order was read. Retail's test tasks have about one such turn in a hundred episodes.
+    before the order was read. All of this is rare.
     """
     if error is not None:
         return _judge_error(error, before.refusals)
