@@ -564,7 +564,10 @@ def test_a_diagnosis_without_confidence_does_not_train(tiny: Policy, rollouts: l
     sure = (0.4, *[0.9] * 10)  # of the first turn, and of the others
     diagnoses = [[replace(d, confidence=c) for d, c in zip(r.diagnoses, sure, strict=False)] for r in oracle(rollouts)]
     turns = sum(len(r.turns) for r in rollouts)
-    share = {c: one_update(tiny, rollouts, diagnoses, min_confidence=c)[0]["hinted"] for c in (0.0, 0.8, 0.9, 0.95)}
+    share = {
+        c: one_update(tiny, rollouts, diagnoses, arm="hero", min_confidence=c)[0]["hinted"]
+        for c in (0.0, 0.8, 0.9, 0.95)
+    }
     later = (turns - len(rollouts)) / turns  # all turns but the first ones
     assert share == pytest.approx({0.0: 1.0, 0.8: later, 0.9: later, 0.95: 0.0})
 
@@ -606,7 +609,7 @@ def test_a_demonstration_is_never_ones_own(tiny: Policy, rollouts: list[Rollout]
     won = replace(rollouts[0], reward=1.0)
     lost = replace(rollouts[1], task_id=won.task_id, turns=rollouts[1].turns[:1])
     for source in ("expert", "sibling"):
-        first, second = demonstrations(tiny, [won, lost], replace(SMALL, arm="full_demo", demo=source))
+        first, second = demonstrations(tiny, [won, lost], replace(SMALL, arm="full_demo", group=2, demo=source))
         assert first.success and first.task_id == won.task_id and first != won
         assert second == won if source == "sibling" else second.success and second != won
 
@@ -624,7 +627,7 @@ def test_who_acts_like_the_expert_has_no_demonstration(tiny: Policy, perfect: Ro
     detour = replace(perfect, repeat=2, turns=(*perfect.turns[:1], *perfect.turns))
     given = [perfect, twin, detour]
     assert siblings(perfect, given) == [detour] and siblings(detour, given) == [perfect, twin]
-    config = replace(SMALL, arm="full_demo")
+    config = replace(SMALL, arm="full_demo", group=3)
     assert demonstrations(tiny, given, config) == [None, None, expert]
     assert demonstrations(tiny, [perfect, twin], replace(config, demo="sibling")) == [None, None]
     demos = demonstrations(tiny, given, replace(config, demo="sibling"))
