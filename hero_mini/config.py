@@ -96,6 +96,8 @@ class TrainConfig:
             raise HeroError(f"arm {self.arm} makes no use of {', '.join(unread)} here; leave it at its default")
         if ARMS[self.arm].grpo and self.group < 2:
             raise HeroError(f"arm {self.arm} compares rollouts of the same task; set group to 2 or more")
+        if self.demo == "sibling" and self.group < 2:
+            raise HeroError("demo is sibling, the agent's other rollout of the same task; set group to 2 or more")
         if ARMS[self.arm].grpo and self.outcomes != "all":
             raise HeroError(f"arm {self.arm} compares successes with failures; set outcomes to all")
 
@@ -203,7 +205,7 @@ READ_BY: dict[str, Callable[[TrainConfig, Arm], bool]] = {  # who makes use of a
     "ema_decay": lambda config, arm: arm.context is not None and config.teacher == "ema",
     **dict.fromkeys(("advantage", "clip", "kl"), lambda _, arm: arm.grpo),
     "mix": lambda _, arm: arm.grpo and arm.context is not None,
-    "demo": lambda config, arm: arm.context == "full_demo" and config.group > 1,  # siblings are of the same group
+    "demo": lambda _, arm: arm.context == "full_demo",
 }
 
 

@@ -260,7 +260,7 @@ def test_an_arm_is_no_configuration_and_a_task_no_list(tiny: Policy, tmp_path: P
         ({"kl": 0.1}, "arm hero makes no use of kl"),
         ({"arm": "env_feedback", "corrections": "dropped"}, "arm env_feedback makes no use of corrections"),
         ({"demo": "sibling"}, "arm hero makes no use of demo"),
-        ({"arm": "full_demo", "demo": "sibling"}, "arm full_demo makes no use of demo"),  # alone, with group=1
+        ({"arm": "full_demo", "demo": "sibling"}, "other rollout of the same task; set group to 2 or more"),
         ({"arm": "oracle_hero", "min_confidence": 0.8}, "arm oracle_hero makes no use of min_confidence"),
         ({"ema_decay": 0.5, "weight": 0.1, "divergence": "forward_kl"}, "arm hero makes no use of weight, ema_decay"),
         ({"arm": "env_feedback", "hints": "blamed"}, "arm env_feedback makes no use of hints"),
