@@ -256,7 +256,7 @@ def merged_into(name: str) -> list[str | Path]:
 
 
 def _shipped(where: str) -> bool:
-    return Path(where).parent == ADAPTERS.resolve()
+    return Path(where).parent == ADAPTERS
 
 
 def _adapter(source: str | Path, why: str = "") -> tuple[str, PeftConfig]:

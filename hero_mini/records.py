@@ -143,7 +143,7 @@ def _restore_run(steps: Sequence[Step], own: Path, told: dict[str, Record], tabl
 def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[str, object]) -> None:
     """After `restore`. raises HeroError: the table would lose runs
 
-    Of which another table of the study has no rows, or which were made by commands that the study has no more.
+    Which the study plans no more or by other commands, or of which another of its tables has no rows.
     """
     told, size = origin(table).get("runs", {}), sizes(str(today["preset"]))
     commands = {job.name: {step.key for step in job.steps(folder / job.name, size)} for job in planned}
@@ -152,8 +152,7 @@ def check_kept(table: Path, planned: Sequence[Job], folder: Path, today: dict[st
             f"{table} has runs that the study plans no more, or by other commands ({', '.join(names)}); move this "
             "study's tables away or set --data"
         )
-
-    if names := [name for name in commands if not told.get(name, {}).keys() <= steps_done(folder / name).keys()]:
+    if names := [name for name, steps in told.items() if not steps.keys() <= steps_done(folder / name).keys()]:
         raise HeroError(
             f"{table} names runs without all of their rows ({', '.join(names)}); restore this study's tables, for "
             "example with git checkout, or move them away"

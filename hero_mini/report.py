@@ -120,17 +120,21 @@ def worlds_differences(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _listed(effects: pd.DataFrame) -> str:
+    """`compare.effects` as a list in words."""
+    return "\n".join(f"- {line}" for line in compare.sentences(effects))
+
+
 def against_others(rows: pd.DataFrame) -> str:
     """HERO against every other agent of the main comparison, in words."""
     pairs = [("hero", agent) for agent in results.headline(rows)["agent"].unique() if agent != "hero"]
-    return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(rows, pairs)))
+    return _listed(compare.effects(rows, pairs))
 
 
 def by_group_size(rows: pd.DataFrame) -> str:
     """HERO against GRPO with as many rollouts per task, in words; empty without such agents."""
     sizes = sorted(int(found[1]) for agent in set(rows["agent"]) if (found := re.fullmatch(r"hero, G=(\d+)", agent)))
-    effects = compare.effects(rows, [(f"hero, G={size}", f"grpo, G={size}") for size in sizes])
-    return "\n".join(f"- {line}" for line in compare.sentences(effects))
+    return _listed(compare.effects(rows, [(f"hero, G={size}", f"grpo, G={size}") for size in sizes]))
 
 
 def against_first(rows: pd.DataFrame, first: pd.DataFrame) -> str:
@@ -138,7 +142,7 @@ def against_first(rows: pd.DataFrame, first: pd.DataFrame) -> str:
     trained = [agent for agent in first["agent"].unique() if agent != "base"]
     both = [mine.assign(agent=mine["agent"] + when) for mine, when in ((rows, ", now"), (first, ", first study"))]
     pairs = [(f"{agent}, now", f"{agent}, first study") for agent in trained]
-    return "\n".join(f"- {line}" for line in compare.sentences(compare.effects(pd.concat(both), pairs)))
+    return _listed(compare.effects(pd.concat(both), pairs))
 
 
 def changed(rows: pd.DataFrame) -> list[str]:

@@ -114,9 +114,10 @@ def plan(planned: Sequence[Job], folder: Path, size: Sizes) -> pd.DataFrame:
 
 def total(planned: pd.DataFrame) -> str:
     """How long a plan takes, in words."""
-    if planned["left"].isna().all():
+    unknown = planned["left"].isna().sum()
+    if unknown == len(planned):
         return "How long this takes is not known before the first run."
-    if unknown := planned["left"].isna().sum():
+    if unknown:
         return f"At least {planned['left'].sum():.0f} minutes left; of {unknown} runs it is not known yet."
     return f"About {planned['minutes'].sum():.0f} minutes in all, {planned['left'].sum():.0f} left."
 

@@ -134,7 +134,7 @@ def test_a_reservation_may_lose_all_its_flights() -> None:
     env = started(task)
     while not env.confirmed:
         env.step(str(env.expert()))
-    ((reservation, *_),) = (list(env.db["reservations"]),)
+    reservation = next(iter(env.db["reservations"]))
     env.db["reservations"][reservation]["flights"] = []
     env.read.add(reservation)
     assert all(isinstance(action, str) for action in env.admissible())
