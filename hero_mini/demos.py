@@ -23,9 +23,10 @@ def expert_run(policy: Policy, env: str, task_id: str) -> Rollout:
     return play(policy, world, world.task_named(task_id), lambda e: str(e.expert()))
 
 
-def siblings(rollout: Rollout, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The successful rollouts of the same task with other actions."""
-    return [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.actions != rollout.actions]
+def sibling(rollout: Rollout, rollouts: Sequence[Rollout], seed: int) -> Rollout | None:
+    """One of the successful rollouts of the same task with other actions, drawn; None if there is none."""
+    others = [r for r in rollouts if r.task_id == rollout.task_id and r.success and r.actions != rollout.actions]
+    return rng(seed, "sibling", rollout.task_id, rollout.repeat).choice(others) if others else None
 
 
 def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainConfig) -> list[Rollout | None]:
@@ -35,8 +36,8 @@ def demonstrations(policy: Policy, rollouts: Sequence[Rollout], config: TrainCon
     """
     found: list[Rollout | None] = []
     for rollout in rollouts:
-        if config.demo == "sibling" and (others := siblings(rollout, rollouts)):
-            found.append(rng(config.seed, "sibling", rollout.task_id, rollout.repeat).choice(others))
+        if config.demo == "sibling" and (other := sibling(rollout, rollouts, config.seed)):
+            found.append(other)
         else:
             expert = expert_run(policy, rollout.env, rollout.task_id)
             found.append(expert if expert.success and expert.actions != rollout.actions else None)

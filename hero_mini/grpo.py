@@ -21,6 +21,8 @@ from torch import Tensor
 from hero_mini.config import CHOICES
 from hero_mini.errors import check_known
 
+CONTRAST = 1e-6  # rewards closer than this are equal, up to the rounding of their sums
+
 
 def advantages(rewards: Sequence[float], groups: Sequence[str], kind: str = "group_std") -> list[float]:
     """How much better than its group every rollout did; 0 throughout a group without contrast.
@@ -35,7 +37,7 @@ def advantages(rewards: Sequence[float], groups: Sequence[str], kind: str = "gro
     values, names = np.asarray(rewards, dtype=float), np.asarray(groups)
     for name in set(groups):
         own = values[names == name]
-        if np.ptp(own) > 0:
+        if np.ptp(own) > CONTRAST:
             found[names == name] = (own - own.mean()) / (own.std() if kind == "group_std" else 1.0)
     return found.tolist()
 
@@ -46,8 +48,9 @@ def without_contrast(rewards: Sequence[float], groups: Sequence[str]) -> float:
     >>> without_contrast([1, 0, 1, 1], ["a", "a", "b", "b"])
     0.5
     """
-    spread = {name: {r for r, g in zip(rewards, groups, strict=True) if g == name} for name in groups}
-    return sum(len(seen) == 1 for seen in spread.values()) / len(spread)
+    found = advantages(rewards, groups, "group_mean")
+    names, credited = set(groups), {name for name, advantage in zip(groups, found, strict=True) if advantage}
+    return len(names - credited) / len(names)
 
 
 def surrogate(now: Tensor, sampled: Tensor, advantage: Tensor, clip: float = 0.2) -> Tensor:

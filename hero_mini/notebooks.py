@@ -140,7 +140,10 @@ def reproduce(preset: str, parameters: dict[str, str]) -> None:
 
 
 def join_prints(page: nbformat.NotebookNode) -> None:
-    """Prints that follow each other become one output; on a busy machine they come in parts."""
+    """Prints that follow each other become one output; on a busy machine they come in parts.
+
+    nbclient's own `coalesce_streams` also puts what is printed behind a figure before it.
+    """
     for cell in page.cells:
         joined: list[nbformat.NotebookNode] = []
         for output in cell.get("outputs", []):

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hero_mini import reflect
-from hero_mini.demos import siblings
+from hero_mini.demos import sibling
 from hero_mini.errors import HeroError, check_known
 from hero_mini.probe import PROBES, by_source
 from hero_mini.reflect import Reflection
 from hero_mini.rollout import Rollout
-from hero_mini.seeds import rng
 from hero_mini.teacher import demonstration_text, told_at
 from hero_mini.track import Track, names
 
@@ -49,8 +48,7 @@ def demonstrated(rollouts: Sequence[Rollout], tracks: Sequence[Track], kind: str
     for i, (rollout, mine) in enumerate(zip(rollouts, tracks, strict=True)):
         demo = mine.run
         if kind == "sibling":
-            others = siblings(rollout, rollouts)
-            demo = rng(seed, "sibling", rollout.task_id, i).choice(others) if others else None
+            demo = sibling(rollout, rollouts, seed)
         elif kind == "other_task":
             others = [t.run for t in (*tracks[i:], *tracks[:i]) if t.run.task_id != rollout.task_id]
             if not others:

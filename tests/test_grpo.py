@@ -16,6 +16,9 @@ def test_advantages_by_hand() -> None:
     assert advantages(rewards, groups) == pytest.approx([2 / 3 / spread, -1 / 3 / spread, -1 / 3 / spread, 0, 0])
     assert advantages(rewards, groups, "group_mean") == pytest.approx([2 / 3, -1 / 3, -1 / 3, 0, 0])
     assert without_contrast(rewards, groups) == 0.5
+    summed = [0.1 + 0.2, 0.3, 0.5, 0.0]  # the first two are one reward, but for the rounding of the sum
+    assert advantages(summed, ["a", "a", "b", "b"]) == [0, 0, 1, -1] and summed[0] != summed[1]
+    assert without_contrast(summed, ["a", "a", "b", "b"]) == 0.5
 
 
 @pytest.mark.parametrize(

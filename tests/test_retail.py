@@ -56,7 +56,7 @@ def test_retail_is_what_it_was() -> None:
         for task in tasks(4, split):
             for skill in (0.0, 0.5, 1.0):
                 opener, steps, env = episode(task, bad_habits(task.index, skill))
-                seen.update(json.dumps([opener, steps, env.db, env.admissible()]).encode())
+                seen.update(json.dumps([opener, steps, env.db, env._admissible()]).encode())
     assert seen.hexdigest() == "c405ceab2ac58ad645ef5bf35819676ff1926bcb67aec39a690f829eaeaca575"
 
 

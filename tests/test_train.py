@@ -19,7 +19,7 @@ from torch import Tensor
 import hero_mini.train
 from hero_mini import envs
 from hero_mini.config import ARMS, TrainConfig
-from hero_mini.demos import demo_shares, demonstrations, expert_run, siblings
+from hero_mini.demos import demo_shares, demonstrations, expert_run, sibling
 from hero_mini.distil import Lesson, distil
 from hero_mini.errors import HeroError
 from hero_mini.grpo import kl_estimate
@@ -626,7 +626,8 @@ def test_who_acts_like_the_expert_has_no_demonstration(tiny: Policy, perfect: Ro
     twin = replace(perfect, repeat=1, turns=expert.turns)
     detour = replace(perfect, repeat=2, turns=(*perfect.turns[:1], *perfect.turns))
     given = [perfect, twin, detour]
-    assert siblings(perfect, given) == [detour] and siblings(detour, given) == [perfect, twin]
+    assert sibling(perfect, given, seed=0) == detour and sibling(perfect, [perfect, twin], seed=0) is None
+    assert {sibling(detour, given, seed).repeat for seed in range(10)} == {0, 1}
     config = replace(SMALL, arm="full_demo", group=3)
     assert demonstrations(tiny, given, config) == [None, None, expert]
     assert demonstrations(tiny, [perfect, twin], replace(config, demo="sibling")) == [None, None]

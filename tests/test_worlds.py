@@ -108,8 +108,7 @@ def test_other_processes_see_the_same(name: str) -> None:
                 draw, done = random.Random(task.index), False
                 print(task, task.world, env.reset(options={{"task": task}}))
                 while not done:
-                    answer = env.step(str(env.scripted(draw, skill)))
-                    print(answer, env.admissible())
+                    print(env.admissible(), answer := env.step(str(env.scripted(draw, skill))))
                     done = answer[2] or answer[3]"""
     runs = [
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
@@ -134,6 +133,8 @@ def test_errors_name_the_remedy(name: str) -> None:
         lambda: started(tasks(name, 1)[0]).step(None): "an action is a text",
         lambda: env.step("hi"): "call reset first",
         env.expert: "call reset first",
+        env.admissible: "call reset first",
+        lambda: env.scripted(random.Random(0), 0.0): "call reset first",
         lambda: episode(tasks(name, 1)[0], expert)[2].step("hi"): "over",
     }.items():
         with pytest.raises(HeroError, match=near):

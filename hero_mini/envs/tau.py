@@ -121,20 +121,16 @@ class Tau(Generated):
 
     # -- the scripted agents --------------------------------------------------------------------------------------
 
-    def expert(self) -> Action:
-        """The best next action given what the agent has been told so far; goodbye after any write, right or wrong."""
-        self.check_running()
+    def _expert(self) -> Action:
+        """From what the agent has been told so far; goodbye after any write, right or wrong."""
         return self.script.expert(self)
 
-    def scripted(self, draw: random.Random, skill: float) -> Action:
-        """The expert's action with probability `skill` (0..1), a bad habit otherwise."""
-        if draw.random() < skill:
-            return self.expert()
+    def _habit(self, draw: random.Random, best: Action) -> Action:
         habits = self.script.habits(self, draw)
         return draw.choices([a for _, a in habits], weights=[w for w, _ in habits])[0]
 
-    def admissible(self) -> list[str]:
-        """Well-formed actions on what has been seen so far: what the random-admissible floor draws from."""
+    def _admissible(self) -> list[str]:
+        """Well-formed actions on what has been seen so far."""
         return [str(action) for action in self.script.admissible(self)]
 
     # -- the scripted user --------------------------------------------------------------------------------------

@@ -215,18 +215,17 @@ class Tau2Env(Listed):
 
     # -- the scripted agents ------------------------------------------------------------------------------------
 
-    def expert(self) -> Action:
+    def _expert(self) -> Action:
         """The next gold action; after the last one, a message with everything that must be said."""
-        self.check_running()
         if self.gold_done < len(self.task.gold):
             return self.task.gold[self.gold_done]
         return respond(f"{' '.join(self.task.outputs)} {CLOSING}".strip())
 
-    def scripted(self, draw: random.Random, skill: float) -> Action:
-        """The expert's action with probability `skill` (0..1), a question that leads nowhere otherwise."""
-        return self.expert() if draw.random() < skill else respond("Could you tell me more?")
+    def _habit(self, draw: random.Random, best: Action) -> Action:
+        """A question that leads nowhere."""
+        return respond("Could you tell me more?")
 
-    def admissible(self) -> None:
+    def _admissible(self) -> None:
         """The calls that would be allowed are too many to list."""
         return None
 

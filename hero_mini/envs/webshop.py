@@ -142,17 +142,13 @@ class WebShop(Generated):
 
     # -- the scripted agents --------------------------------------------------------------------------------------
 
-    def expert(self) -> Action:
-        """The best next action given what the agent has been shown so far."""
-        self.check_running()
+    def _expert(self) -> Action:
         return script.expert(self)
 
-    def scripted(self, draw: random.Random, skill: float) -> Action:
-        """The expert's action with probability `skill` (0..1), a bad habit otherwise."""
-        return script.scripted(self, draw, skill)
+    def _habit(self, draw: random.Random, best: Action) -> Action:
+        return script.habit(self, draw, best)
 
-    def admissible(self) -> list[str]:
-        """Every click that this page offers, or searches in the words of the wish."""
+    def _admissible(self) -> list[str]:
         return script.admissible(self)
 
     # -- the pages ----------------------------------------------------------------------------------------------

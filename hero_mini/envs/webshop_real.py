@@ -184,7 +184,7 @@ class RealWebShop(Listed):
 
     # -- the scripted agents ------------------------------------------------------------------------------------
 
-    def admissible(self) -> list[str]:
+    def _admissible(self) -> list[str]:
         """Every click that this page offers; on the search page, the searches of upstream's baselines."""
         if not self.upstream.get_available_actions()["has_search_bar"]:
             return [str(script.click(text)) for text in self._offered().values()]
@@ -192,13 +192,12 @@ class RealWebShop(Listed):
         texts = [goal["query"], *(f"{attribute} {goal['query']}" for attribute in goal["attributes"])]
         return [str(script.search(_words(text))) for text in (*texts, goal["instruction_text"])]
 
-    def expert(self) -> Action:
+    def _expert(self) -> Action:
         """The way to the product that the goal was made from: a ceiling to report beside the floors (our choice).
 
         It knows the product's number, as no agent can, so it corrects nobody. Products beyond the results shown, and
         the few synthetic goals that no purchase fulfils, stay out of its reach.
         """
-        self.check_running()
         session, offered = self._session(), self._offered()
         goal = session["goal"]
         if self.upstream.get_available_actions()["has_search_bar"]:
@@ -211,9 +210,9 @@ class RealWebShop(Listed):
         wanted = [value.lower() for value in (asked.values() if isinstance(asked, dict) else asked)]
         return script.click(next((v for v in wanted if v in offered and v not in session["options"].values()), BUY))
 
-    def scripted(self, draw: random.Random, skill: float) -> Action:
-        """The expert's action with probability `skill` (0..1), a random admissible one otherwise."""
-        return self.expert() if draw.random() < skill else parse_action(draw.choice(self.admissible()))
+    def _habit(self, draw: random.Random, best: Action) -> Action:
+        """A random admissible action, which may be the best one."""
+        return parse_action(draw.choice(self._admissible()))
 
 
 def read(text: str) -> Action:

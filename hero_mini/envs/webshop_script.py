@@ -155,11 +155,8 @@ def _unchosen(env: WebShop) -> str:
 
 
 # --- the bad habits --------------------------------------------------------------------------------------------------
-def scripted(env: WebShop, draw: random.Random, skill: float) -> Action:
-    """The expert's action with probability `skill` (0..1), a bad habit otherwise."""
-    best = expert(env)
-    if draw.random() < skill:
-        return best
+def habit(env: WebShop, draw: random.Random, best: Action) -> Action:
+    """A bad habit that applies on this page, and is not the best action."""
     habits = {"search": _searching, "results": _browsing, "item": _choosing}.get(env.page, _reading)(env, draw)
     others = [(weight, action) for weight, action in habits if action != best]
     return draw.choices([a for _, a in others], weights=[w for w, _ in others])[0]

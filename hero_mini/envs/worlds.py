@@ -1,18 +1,19 @@
-"""Which tasks a world has, what they are called, and which one is played."""
+"""What worlds share: which tasks they have, what these are called, which one is played; and scripted agents."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
-from hero_mini.envs.base import Task
+from hero_mini.envs.base import Action, Task
 from hero_mini.errors import HeroError, check_known, check_whole
 from hero_mini.seeds import rng
 
 
 class World:
-    """What all worlds share: a limit of turns, and which task is played."""
+    """What all worlds share: a limit of turns, which task is played, and when its scripted agents may act."""
 
     name: str
     task_named: Callable[[str], Task]
@@ -40,6 +41,32 @@ class World:
         if isinstance(task, Task) and task.id.startswith(f"{self.name}/"):
             return task
         return self.task_named(str(getattr(task, "id", task)))  # which refuses a task of another world
+
+    # -- the scripted agents; raises HeroError, all three: see `check_running` --------------------------------------
+
+    def expert(self) -> Action:
+        """The best next action, as the world's `_expert` knows it."""
+        self.check_running()
+        return self._expert()
+
+    def scripted(self, draw: random.Random, skill: float) -> Action:
+        """The expert's action with probability `skill` (0..1), a bad habit otherwise."""
+        best = self.expert()
+        return best if draw.random() < skill else self._habit(draw, best)
+
+    def admissible(self) -> list[str] | None:
+        """Actions that are allowed now, from which the random floor draws; None where they are too many to list."""
+        self.check_running()
+        return self._admissible()
+
+    def _expert(self) -> Action:
+        raise NotImplementedError
+
+    def _habit(self, draw: random.Random, best: Action) -> Action:
+        raise NotImplementedError
+
+    def _admissible(self) -> list[str] | None:
+        raise NotImplementedError
 
 
 class Generated(World):
