@@ -222,12 +222,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def eval(options: argparse.Namespace) -> None:
-    import pandas as pd
-
-    from hero_mini import envs
     from hero_mini.bootstrap import interval
-    from hero_mini.evaluate import COLUMNS, evaluate, floors
-    from hero_mini.tables import check_table, read_csv, write_table
+    from hero_mini.evaluate import COLUMNS, evaluate, floors, in_place_of, kept_rows
+    from hero_mini.tables import check_table, write_table
 
     sample = {"split": options.split, "n_tasks": options.n or SIZES[options.preset].eval_tasks, "seed": options.seed}
     named = [] if options.model == "default" else [options.model]
@@ -235,31 +232,17 @@ def eval(options: argparse.Namespace) -> None:
     named += [options.endpoint_model] if options.endpoint_model else []
     label, limits = options.label or ", ".join(named) or "base", _limits(options)
     check_table(options.out, options.line)
-
-    def kept() -> pd.DataFrame:
-        if not options.out.exists():
-            return pd.DataFrame(columns=["arm", "seed", *COLUMNS])
-        missing = {name: [""] for name in COLUMNS if name != "task"}  # a label may be called NA, or 1
-        found = read_csv(options.out, dtype={"arm": str, "task": str}, keep_default_na=False, na_values=missing)
-        if not {"arm", "seed", "task"} <= {*found.columns} <= {"arm", "seed", *COLUMNS}:
-            raise HeroError(f"{options.out} is no table of eval, whose rows could stand in it; choose another --out")
-        return found
-
-    kept()
+    kept_rows(options.out)
     rows = evaluate(_policy(options, options.env), options.env, k=options.k, **sample, **limits).assign(arm=label)
     try:
-        others = kept()  # as they are by now: another evaluation may have ended
+        earlier = kept_rows(options.out)  # as they are by now: another evaluation may have ended
     except HeroError as problem:
         write_table(spare := options.out.with_name(f"{options.out.stem}-new.csv"), rows, command=options.line)
         raise HeroError(f"{problem}; the rows of this evaluation are in {spare}") from problem
-    same = (others["arm"] == label) & (others["seed"] == options.seed)
-    world = envs.make(options.env)
-    same &= others["task"].isin([task for task in others["task"].unique() if world.in_split(task, options.split)])
-    if same.any():
-        print(f"replaces {same.sum()} earlier rows of {label!r}, seed {options.seed}, by {len(rows)}")
-    table = pd.concat([others[~same], rows]) if len(others[~same]) else rows
-    columns = ["arm", "seed", *[c for c in rows.columns if c not in ("arm", "seed")]]
-    write_table(options.out, table[columns], command=options.line)
+    table = in_place_of(earlier, rows, options.env, options.split)
+    if replaced := len(earlier) + len(rows) - len(table):
+        print(f"replaces {replaced} earlier rows of {label!r}, seed {options.seed}, by {len(rows)}")
+    write_table(options.out, table, command=options.line)
     print(floors(options.env, max_turns=limits["max_turns"], **sample).round(3).to_string(index=False))
     for name in COLUMNS[2:]:  # task and trial are no numbers of the agent
         mean, low, high = interval(rows.groupby("task")[name].mean().to_numpy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import pandas as pd
 from hero_mini import envs
 from hero_mini.config import TrainConfig
 from hero_mini.envs.base import Env
-from hero_mini.errors import check_whole
+from hero_mini.errors import HeroError, check_whole
 from hero_mini.models import Policy
 from hero_mini.rollout import Rollout, collect
 from hero_mini.seeds import rng
+from hero_mini.tables import read_csv
 from hero_mini.track import guesses
 
 COLUMNS = ("task", "trial", "success", "turns", "wasted", "errors", "repeated", "guessed")  # of `rollout_rows`
@@ -60,6 +62,29 @@ def rollout_rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def kept_rows(file: Path) -> pd.DataFrame:
+    """The rows of earlier evaluations, which have an arm besides (a label); none if there is no file.
+
+    raises HeroError: it is no whole table of evaluations
+    """
+    if not file.exists():
+        return pd.DataFrame(columns=["arm", "seed", *COLUMNS])
+    missing = {name: [""] for name in COLUMNS if name != "task"}  # a label may be called NA, or 1
+    found = read_csv(file, dtype={"arm": str, "task": str}, keep_default_na=False, na_values=missing)
+    if not {"arm", "seed", "task"} <= {*found.columns} <= {"arm", "seed", *COLUMNS}:
+        raise HeroError(f"{file} is no table of eval, whose rows could stand in it; choose another --out")
+    return found
+
+
+def in_place_of(earlier: pd.DataFrame, rows: pd.DataFrame, env: str, split: str) -> pd.DataFrame:
+    """The earlier rows and the new ones, which replace those of the same arm, seed and split of the environment."""
+    world, (arm,), (seed,) = envs.make(env), set(rows["arm"]), set(rows["seed"])
+    same = (earlier["arm"] == arm) & (earlier["seed"] == seed)
+    same &= earlier["task"].isin([task for task in earlier["task"].unique() if world.in_split(task, split)])
+    others = earlier[~same]
+    return (pd.concat([others, rows]) if len(others) else rows)[["arm", "seed", *COLUMNS]]
 
 
 def ended_early(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.Series:
