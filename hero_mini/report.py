@@ -93,13 +93,13 @@ def agents_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _by_agent(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     """The rows of every world and of every agent that was tested in it, the base agent first."""
-    agent = rows["arm"].where(rows["arm"] == "base", rows["arm"] + ", trained on " + rows["trained_on"])
+    agent = rows["agent"].where(rows["arm"] == "base", rows["agent"] + ", trained on " + rows["trained_on"])
     return list(rows.groupby(["env", agent]))
 
 
-def _trained_on(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves with the world of the training before the arm's name."""
-    return curves.assign(arm=curves["trained_on"] + ": " + curves["arm"])
+def _hero_by_world(curves: pd.DataFrame) -> pd.DataFrame:
+    """HERO's curves with the world of the training before its name."""
+    return curves[curves["arm"] == "hero"].assign(arm=curves["trained_on"] + ": hero")
 
 
 def worlds_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -111,12 +111,12 @@ def worlds_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def worlds_differences(rows: pd.DataFrame) -> str:
-    """Every trained agent against the base agent of the world that it is tested in, in words."""
+    """By world of test and training: every trained agent against the base agent, HERO against the others, in words."""
     lines = []
-    for env, there in rows.groupby("env"):
-        named = pd.concat(mine.assign(agent=agent) for (_, agent), mine in _by_agent(there))
-        pairs = [(agent, "base") for agent in named["agent"].unique() if agent != "base"]
-        lines += [f"- in {env}, {line}" for line in compare.sentences(compare.effects(named, pairs))]
+    for (env, world), trained in rows[rows["arm"] != "base"].groupby(["env", "trained_on"]):
+        here, agents = results.in_world(rows, env, world), sorted(trained["agent"].unique())
+        pairs = [(agent, "base") for agent in agents] + [("hero", agent) for agent in agents if agent != "hero"]
+        lines += [f"- in {env}, trained on {world}, {s}" for s in compare.sentences(compare.effects(here, pairs))]
     return "\n".join(lines)
 
 
@@ -204,12 +204,14 @@ def draw() -> None:
     figures.save(figures.pipeline_figure(), "figures/pipeline")
     saved("probe_retail/edge.csv", lambda edges: figures.edge_figure(probe.summary(edges)), "edge_retail")
     saved("probe_retail/reflection.csv", figures.reflection_table_figure, "reflection_retail")
-    saved("worlds.csv", lambda rows: bars((f"{who}, in {env}", mine) for (env, who), mine in _by_agent(rows)), "worlds")
-    saved("worlds_curves.csv", lambda rows: figures.learning_curves(_trained_on(rows)), "worlds_curves")
+    saved("worlds_curves.csv", lambda rows: figures.learning_curves(_hero_by_world(rows)), "worlds_curves")
     saved("bench.csv", figures.bench_figure, "bench")
     places = partial(place_figure, contexts=[STUDENT, "full_demo", "hero"])
     for warm_up, name in {"": "practised", "_no_demos": "not_practised"}.items():
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
+    if (worlds := DATA / "worlds.csv").exists():
+        found = _by_agent(results.read(worlds))
+        figures.save(bars((f"{who}, in {env}", mine) for (env, who), mine in found), "figures/worlds")
     every = _retail()
     if len(rows := results.headline(every)):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")

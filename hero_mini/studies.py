@@ -113,7 +113,11 @@ def _run(arm: str, seed: int, settings: tuple[Setting, ...], size: Sizes) -> Job
     One of the main comparison gets more rollouts per held-out task, in every study, since studies share their runs.
     """
     k = size.headline_k if (arm, settings) in _headline(size) else 1
-    return Job(arm, seed, (*settings, ("lr", OWN_LR[arm])) if arm in OWN_LR else settings, k=k)
+    return Job(arm, seed, _at_own_lr(arm, settings), k=k)
+
+
+def _at_own_lr(arm: str, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    return (*settings, ("lr", OWN_LR[arm])) if arm in OWN_LR else settings
 
 
 def _retail(size: Sizes) -> list[Job]:
@@ -158,8 +162,9 @@ def _groups_retail(size: Sizes) -> list[Job]:
 
 
 def _worlds(size: Sizes) -> list[Job]:
-    """Only the evaluations that a claim needs: they cost more than the training. Airline, in one claim, comes last."""
-    first = [
+    """Only the evaluations that a claim needs: they cost more than the training. First HERO, then the other arms where
+    the paper tests them: on the shop, and on the airline after retail. No learning rate was searched here: retail's."""
+    hero = [
         job
         for seed in _seeds(size.seeds)
         for job in (
@@ -168,7 +173,14 @@ def _worlds(size: Sizes) -> list[Job]:
             Job("hero", seed, tests=MINI),
         )
     ]
-    return first + [Job("hero", seed, env="airline", tests=("airline",)) for seed in _seeds(size.seeds)]
+    hero += [Job("hero", seed, env="airline", tests=("airline",)) for seed in _seeds(size.seeds)]
+    return hero + [
+        Job(arm, seed, _at_own_lr(arm, settings), env=env, tests=(test,))
+        for seed in _seeds(size.seeds)
+        for env, test in (("webshop", "webshop"), ("retail", "airline"))
+        for arm, settings in _headline(size)
+        if arm not in ("base", "hero", "shuffled_hero")
+    ]
 
 
 def _no_demos(size: Sizes) -> list[Job]:
@@ -197,7 +209,7 @@ STUDIES: dict[str, Callable[[Sizes], list[Job]]] = {
     "retail": _retail,  # every arm
     "ablations_retail": _ablations_retail,  # one setting changed at a time
     "groups_retail": _groups_retail,  # rollouts per task
-    "worlds": _worlds,  # HERO on each world, and from retail to the others
+    "worlds": _worlds,  # HERO on each world, from retail to the others, and the other arms
     "grid_retail": _grid_retail,  # settings of every arm, chosen on the validation split
     "no_demos": _no_demos,  # is it the warm-up that lets a demonstration help?
     "no_hints": _no_hints,  # and a diagnosis?

@@ -172,6 +172,7 @@ def test_every_world_and_agent_has_a_row():
     rows = pd.concat(
         [base, base.assign(env="webshop"), hero.assign(env="webshop", trained_on="webshop").query("seed < 1")]
     )
+    rows = rows.assign(agent=rows["arm"])
     table = report.worlds_table(rows)
     assert table[["tested in", "agent", "seeds"]].values.tolist() == [
         ["retail", "base", 3],
@@ -179,7 +180,10 @@ def test_every_world_and_agent_has_a_row():
         ["webshop", "hero, trained on webshop", 1],
     ]
     (line,) = report.worlds_differences(rows).splitlines()  # nothing was trained in retail
-    assert line.startswith("- in webshop, hero, trained on webshop − base: success +") and line.endswith("(one seed)")
+    assert line.startswith("- in webshop, trained on webshop, hero − base: success +") and line.endswith("(one seed)")
+    both = pd.concat([rows, rows[rows["arm"] == "hero"].assign(agent="full_demo", arm="full_demo")])
+    found = [line.split(": ")[0].split(", ")[-1] for line in report.worlds_differences(both).splitlines()]
+    assert found == ["full_demo − base", "hero − base", "hero − full_demo"]
     bars = report.success_table((" in ".join(name), of_agent) for name, of_agent in rows.groupby(["arm", "env"]))
     assert bars["agent"].tolist() == ["base in retail, 3 seeds", "base in webshop, 3 seeds", "hero in webshop, 1 seed"]
     assert set(bars["n"]) == {40}
