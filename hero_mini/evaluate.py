@@ -88,7 +88,10 @@ def in_place_of(earlier: pd.DataFrame, rows: pd.DataFrame, env: str, split: str)
 
 
 def ended_early(rows: pd.DataFrame, max_turns: int = TrainConfig.max_turns) -> pd.Series:
-    """1.0 for rollouts that failed although they ended before the limit of turns, 0.0 for all others."""
+    """1.0 for rollouts that failed although they ended before the limit of turns, 0.0 for all others.
+
+    One whose context was full counts, too; in the mini worlds none is.
+    """
     return ((rows["success"] == 0) & (rows["turns"] < max_turns)).astype(float)
 
 

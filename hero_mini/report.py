@@ -211,7 +211,8 @@ def draw() -> None:
         saved(f"mechanism_retail{warm_up}/heat.csv", places, f"places_{name}")
     if (worlds := DATA / "worlds.csv").exists():
         found = _by_agent(results.read(worlds))
-        figures.save(bars((f"{who}, in {env}", mine) for (env, who), mine in found), "figures/worlds")
+        short = ((f"{who.replace('trained on ', '')} → {env}", mine) for (env, who), mine in found)
+        figures.save(bars(short), "figures/worlds")
     every = _retail()
     if len(rows := results.headline(every)):
         figures.save(bars(rows.groupby("agent", sort=False)), "figures/retail")
