@@ -25,7 +25,7 @@ from hero_mini.models import Policy, check_made_for, fill_adapter
 from hero_mini.parallel import add_up
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-STUDENT, EMA = "default", "ema"
+STUDENT_ADAPTER, EMA_ADAPTER = "default", "ema"
 MAX_GRAD_NORM = 1.0  # a longer gradient is shortened to it
 
 
@@ -48,17 +48,17 @@ def add_student(policy: Policy, *, rank: int, seed: int, ema: bool = False) -> P
     base = copy.deepcopy(policy.model, {id(p): p for p in policy.model.parameters()})  # peft rebuilds its modules
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws A from the global generator
-        model = get_peft_model(base, adapter, adapter_name=STUDENT, autocast_adapter_dtype=False)
+        model = get_peft_model(base, adapter, adapter_name=STUDENT_ADAPTER, autocast_adapter_dtype=False)
         if ema:
-            model.add_adapter(EMA, adapter, autocast_adapter_dtype=False)
-    model.set_adapter(STUDENT)
+            model.add_adapter(EMA_ADAPTER, adapter, autocast_adapter_dtype=False)
+    model.set_adapter(STUDENT_ADAPTER)
     model.eval()  # no dropout anywhere: student and teacher differ in weights and context alone
     return replace(policy, model=model)
 
 
 def student_weights(model: PeftModel) -> dict[str, Tensor]:
     """The trainable tensors of the student by name, in a fixed order."""
-    return {name: p for name, p in model.named_parameters() if f".{STUDENT}." in name}
+    return {name: p for name, p in model.named_parameters() if f".{STUDENT_ADAPTER}." in name}
 
 
 def load_student(student: Policy, folder: str | Path) -> None:
@@ -87,11 +87,11 @@ def as_teacher(policy: Policy, teacher: str) -> Iterator[Policy]:
         with policy.model.disable_adapter():
             yield policy
     elif teacher == "ema":
-        policy.model.set_adapter(EMA)
+        policy.model.set_adapter(EMA_ADAPTER)
         try:
             yield policy
         finally:
-            policy.model.set_adapter(STUDENT)
+            policy.model.set_adapter(STUDENT_ADAPTER)
     else:
         yield policy
 
@@ -163,7 +163,7 @@ class Ema:
     def __init__(self, policy: Policy, *, decay: float):
         students = student_weights(policy.model)
         every = dict(policy.model.named_parameters())
-        self.weights = {name: every[name.replace(f".{STUDENT}.", f".{EMA}.")] for name in students}
+        self.weights = {name: every[name.replace(f".{STUDENT_ADAPTER}.", f".{EMA_ADAPTER}.")] for name in students}
         self.averages = {name: p.detach().float().clone() for name, p in students.items()}
         self.decay = decay
         self._write_back()

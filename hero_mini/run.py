@@ -30,7 +30,7 @@ from hero_mini.files import (
     writing,
 )
 from hero_mini.grpo import without_contrast
-from hero_mini.lora import STUDENT, AdapterOptimizer, Ema, add_student
+from hero_mini.lora import STUDENT_ADAPTER, AdapterOptimizer, Ema, add_student
 from hero_mini.models import TRAINED_ON, Policy, check_place, fingerprint
 from hero_mini.parallel import first, gather, state, totals
 from hero_mini.reflect import Reflection
@@ -204,5 +204,7 @@ class Run:
         """Write the adapter to `out / name`, of which `load_policy(adapter=out / name)` makes the trained agent."""
         if first():
             with whole_folder(self.out / name) as folder:
-                self.student.model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+                self.student.model.save_pretrained(
+                    folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False
+                )
                 (folder / TRAINED_ON).write_text(json.dumps({"digests": self.student.digests}) + "\n", encoding="utf-8")
